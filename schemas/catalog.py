@@ -1,0 +1,65 @@
+"""The schemas that ship: every .avsc file, parsed once, found by record name or by CRC-64 fingerprint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastavro import parse_schema
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+
+from . import topics
+
+_FOLDER = Path(__file__).parent / "avsc"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """One record's schema: its name, source text as registered, parsed form and CRC-64-AVRO fingerprint."""
+
+    name: str
+    topic: str
+    text: str
+    parsed: Any
+    canonical: str
+    fingerprint: bytes
+
+    @property
+    def subject(self) -> str:
+        """Subject in the registry, by the topic-record-name strategy."""
+        return f"{self.topic}-kintsugi.{self.name}"
+
+
+def load(text: str, *, topic: str = topics.EVENTS) -> Schema:
+    """Parse one schema text."""
+    raw = json.loads(text)
+    canonical = to_parsing_canonical_form(raw)
+    return Schema(
+        name=raw["name"],
+        topic=topic,
+        text=text,
+        parsed=parse_schema(raw, named_schemas={}),
+        canonical=canonical,
+        fingerprint=bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))[::-1],
+    )
+
+
+@cache
+def shipped() -> dict[str, Schema]:
+    """Every schema that ships, by record name."""
+    folders = (("events", topics.EVENTS), ("commands", topics.COMMANDS))
+    found = [
+        load(path.read_text(encoding="utf-8"), topic=topic)
+        for folder, topic in folders
+        for path in sorted((_FOLDER / folder).glob("*.avsc"))
+    ]
+    return {schema.name: schema for schema in found}
+
+
+@cache
+def by_fingerprint() -> dict[bytes, Schema]:
+    """Every schema that ships, by little-endian CRC-64 fingerprint, as single-object encoding writes it."""
+    return {schema.fingerprint: schema for schema in shipped().values()}

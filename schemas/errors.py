@@ -1,0 +1,72 @@
+"""The error tree.
+
+    KintsugiError
+    +-- RetriableError      the same call may succeed later (broker or database away)
+    +-- PoisonError         this record can never be read or applied; set it aside and go on
+    |   +-- DecodeError     not one of our records, or damaged
+    |   +-- AdmissionError  readable, but breaks a rule that every record obeys
+    +-- FatalError          going on would do harm; stop the process
+        +-- ConfigError     wrong configuration; names the key
+    +-- StateError          a state that cannot be saved or restored
+
+Each class says what a caller may do with it: `retriable`, `poison`, `fatal`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KintsugiError(Exception):
+    """Root of every error raised on purpose. `hint` tells the reader what to do next."""
+
+    retriable: ClassVar[bool] = False
+    poison: ClassVar[bool] = False
+    fatal: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class RetriableError(KintsugiError):
+    """The same call may succeed later."""
+
+    retriable = True
+
+
+class PoisonError(KintsugiError):
+    """This record can never be read or applied. `reason` is a short word for counters and headers."""
+
+    poison = True
+
+    def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class DecodeError(PoisonError):
+    """The bytes are not one of our records, or are damaged."""
+
+
+class AdmissionError(PoisonError):
+    """The record can be read, but breaks a rule that every record obeys."""
+
+
+class FatalError(KintsugiError):
+    """Going on would do harm; the process stops."""
+
+    fatal = True
+
+
+class ConfigError(FatalError):
+    """Wrong configuration. The message names the key, its value and what is allowed."""
+
+
+class StateError(KintsugiError):
+    """A state that cannot be saved or restored. `reason` is a short word: limit, structure, digest, codec, size."""
+
+    def __init__(self, reason: str, message: str, *, path: str = "$", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        self.path = path

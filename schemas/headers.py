@@ -1,0 +1,52 @@
+"""Headers of every record: W3C trace context, and CloudEvents 1.0 in binary mode for Kafka.
+
+`traceparent` is carried from event to decision to command to the service's next events, so one trace shows a repair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+
+from .records import Record
+
+Headers = list[tuple[str, bytes]]
+
+_TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+
+
+def trace_of(headers: Headers | None) -> str | None:
+    """The valid `traceparent` among headers; None when there is none."""
+    for key, value in headers or ():
+        if key == "traceparent" and value is not None:
+            text = value.decode("ascii", "replace")
+            return text if _TRACEPARENT.match(text) else None
+    return None
+
+
+def child_trace(parent: str | None, event_id: str, workflow_id: str) -> str:
+    """`traceparent` for a record: the parent's trace, or the workflow's own; the span is the record itself.
+
+    Both ids are derived, so a record sent twice carries the same headers twice.
+    """
+    if parent is not None:
+        trace, flags = parent[3:35], parent[53:55]
+    else:
+        trace, flags = hashlib.blake2b(workflow_id.encode(), digest_size=16).hexdigest(), "01"
+    span = hashlib.blake2b(event_id.encode(), digest_size=8).hexdigest()
+    return f"00-{trace}-{span}-{flags}"
+
+
+def headers_for(record: Record, *, parent: str | None = None) -> Headers:
+    """All headers of one record."""
+    when = datetime.fromtimestamp(record.occurred_at / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+    return [
+        ("traceparent", child_trace(parent, record.event_id, record.workflow_id).encode()),
+        ("ce_specversion", b"1.0"),
+        ("ce_id", record.event_id.encode()),
+        ("ce_source", record.producer.encode()),
+        ("ce_type", b"kintsugi." + type(record).__name__.encode()),
+        ("ce_time", when.encode()),
+        ("content-type", b"application/avro"),
+    ]

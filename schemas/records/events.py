@@ -1,0 +1,613 @@
+"""Records of `avsc/events`. Written by `python -m schemas.generate`; do not edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .base import Part, Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCreated(Record):
+    """State of a workflow, saved by its service."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    checkpoint_id: str
+    step_id: str
+    checkpoint_type: str
+    sequence: int
+    state_version: str
+    codec: str
+    size_bytes: int
+    digest: str
+    parent_digest: str | None = None
+    chain_digest: str
+    status: str
+    state: bytes | None = None
+    claim_uri: str | None = None
+    evidence: bool = False
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRejected(Record):
+    """A checkpoint did not verify; it is never restored from."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    checkpoint_id: str
+    step_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandAcknowledged(Record):
+    """A service's answer to a command."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    command_id: str
+    error_id: str | None = None
+    attempt_number: int = 0
+    status: str
+    step_id: str | None = None
+    detail: str | None = None
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebugSessionFinished(Record):
+    """The end of a debugging session."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    session_id: str
+    status: str
+    results: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebugSessionStarted(Record):
+    """Somebody looks into a workflow."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    session_id: str
+    session_type: str
+    config: str | None = None
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorClassified(Record):
+    """What kind of error it is."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    root_error_id: str
+    error_type: str
+    severity: str
+    retryable: bool
+    fingerprint: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterventionRequested(Record):
+    """A human is asked."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    intervention_id: str
+    error_id: str | None = None
+    step_id: str
+    trigger: str
+    reason: str
+    deadline_ms: int
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterventionResolved(Record):
+    """A human, or the deadline, answered."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    intervention_id: str
+    error_id: str | None = None
+    step_id: str
+    decision: str
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryAttemptFinished(Record):
+    """The end of an attempt."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    attempt_id: str
+    attempt_number: int
+    strategy: str
+    outcome: str
+    action_taken: str
+    error_message: str | None = None
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryDecided(Record):
+    """The engine chose a repair; the command follows when this is read back."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    attempt_id: str
+    attempt_number: int
+    error_type: str
+    rung: int
+    strategy: str
+    step_id: str
+    command_type: str | None = None
+    command_id: str | None = None
+    execute_after_ms: int = 0
+    timeout_ms: int | None = None
+    checkpoint_id: str | None = None
+    checkpoint_partition: int | None = None
+    checkpoint_offset: int | None = None
+    checkpoint_digest: str | None = None
+    policy_version: str
+    rule: str
+    evidence: str
+    alternatives: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceGranted(Record):
+    """A lease was granted."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    resource_id: str
+    lease_id: str
+    amount: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceReleased(Record):
+    """A lease ended."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    resource_id: str
+    lease_id: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceRequested(Record):
+    """A step asks for a resource."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    resource_id: str
+    lease_id: str
+    amount: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceUsageReported(Record):
+    """What a workflow uses."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str | None = None
+    memory_mb: float | None = None
+    cpu_percent: float | None = None
+    api_calls: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateMigrated(Record):
+    """A state was brought to a newer version."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    checkpoint_id: str | None = None
+    from_version: str
+    to_version: str
+    digest_before: str
+    digest_after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatePersisted(Record):
+    """A version of the state that is no checkpoint."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    version: str
+    state_version: str
+    codec: str
+    size_bytes: int
+    digest: str
+    status: str
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRestored(Record):
+    """A service continues from an earlier state."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    checkpoint_id: str | None = None
+    step_id: str
+    command_id: str | None = None
+    state_version: str
+    codec: str
+    size_bytes: int
+    digest: str
+    status: str
+    restored_at: int
+    restore_count: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCompensated(Record):
+    """A completed step was undone."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    command_id: str | None = None
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCompleted(Record):
+    """A run of a step succeeded."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    step_run_id: str
+    command_id: str | None = None
+    output_digest: str | None = None
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgressed(Record):
+    """Heartbeat of a running step."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    step_run_id: str
+    progress: float | None = None
+    progress_token: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSkipped(Record):
+    """A step was left out."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(Record):
+    """A run of a step began."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    step_run_id: str
+    command_id: str | None = None
+    timeout_ms: int | None = None
+    heartbeat_timeout_ms: int | None = None
+    input_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired(Record):
+    """A moment that the state was waiting for has passed."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    kind: str
+    subject_id: str
+    step_id: str
+    due_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowCancelled(Record):
+    """A workflow was cancelled."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    reason: str
+    actor: str
+    command_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowCompleted(Record):
+    """A workflow reached its end."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowErrorOccurred(Record):
+    """Something went wrong, reported by a service or found by a detector."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    step_id: str
+    step_run_id: str | None = None
+    command_id: str | None = None
+    error_code: str
+    error_message: str
+    stack_trace: str | None = None
+    context: str | None = None
+    checkpoint_id: str | None = None
+    detected_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowFailed(Record):
+    """A workflow was given up."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    reason: str
+    error_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowPaused(Record):
+    """A workflow stands still until resumed."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    reason: str
+    actor: str
+    command_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowResumed(Record):
+    """A paused workflow goes on."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    reason: str
+    actor: str
+    command_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec(Part):
+    """One step of a workflow's graph."""
+
+    step_id: str
+    depends_on: tuple[str, ...] = ()
+    alternative: str | None = None
+    compensation: str | None = None
+    timeout_ms: int | None = None
+    heartbeat_timeout_ms: int | None = None
+    critical: bool = False
+    idempotent: bool = True
+    reconcilable: bool = False
+    intervention_point: bool = False
+    resources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowStarted(Record):
+    """A workflow began; carries the step graph."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    workflow_version: str
+    steps: tuple[StepSpec, ...]
+    timeout_ms: int | None = None
+    input: str | None = None
