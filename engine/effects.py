@@ -1,0 +1,48 @@
+"""What the engine wants done. Both kinds carry derived ids, so doing one twice changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from schemas.ids import derive_id
+from schemas.records import Command, Record
+
+from .events import Delivered
+
+PRODUCER = "kintsugi-engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append a fact to `workflow.events`."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a command on `workflow.commands`."""
+
+    command: Command
+
+
+Effect = Append | Send
+
+R = TypeVar("R", bound=Record)
+
+
+def fact(kind: type[R], cause: Delivered, label: str, number: int = 0, **fields: object) -> R:
+    """A record caused by `cause`: its id is derived from the cause, its time is the cause's broker time."""
+    source = cause.record
+    return kind(
+        event_id=derive_id(source.event_id, label, number),
+        workflow_id=source.workflow_id,
+        workflow_type=source.workflow_type,
+        external_id=source.external_id,
+        correlation_id=source.correlation_id,
+        causation_id=source.event_id,
+        occurred_at=cause.timestamp_us,
+        producer=PRODUCER,
+        **fields,  # type: ignore[arg-type]
+    )

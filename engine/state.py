@@ -1,0 +1,204 @@
+"""What the engine knows of one workflow. A few hundred bytes when all goes well; bounded whatever happens.
+
+A state is changed in place by `engine.fold.evolve` and by nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from schemas.ids import uuid_bytes, uuid_text
+from schemas.records.events import RecoveryDecided
+
+from .graph import EMPTY, Graph
+
+#: Checkpoints remembered per workflow; the story's default retention.
+CHECKPOINTS_MAX = 50
+#: Error ids remembered per workflow, so that a repeated error event opens no second case.
+KNOWN_ERRORS_MAX = 256
+#: Steps that may run at once in one workflow; more are folded, but not timed.
+RUNS_MAX = 1024
+#: Repairs that may be open at once in one workflow.
+CASES_MAX = 64
+
+PENDING, RUNNING, COMPLETED, FAILED, SKIPPED, COMPENSATED = range(6)
+_DONE = (COMPLETED, SKIPPED)
+
+_CHECKPOINT = struct.Struct(">16s32sqIH")
+
+
+class CheckpointRef(NamedTuple):
+    """A verified checkpoint: where it stands in the log and what its state must digest to."""
+
+    checkpoint_id: str
+    digest: str
+    offset: int
+    sequence: int
+    step: int
+
+
+@dataclass(slots=True)
+class StepRun:
+    """A run of a step that has not ended."""
+
+    run_id: str
+    command_id: str | None
+    started_at_us: int
+    heard_at_us: int
+    timeout_ms: int | None
+    heartbeat_timeout_ms: int | None
+    timed_out: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt to repair: decided -> sent -> accepted; its end removes it from the case."""
+
+    decision: RecoveryDecided
+    status: str
+    decided_at_us: int
+    execute_at_us: int
+    sent_at_us: int = 0
+    accepted_at_us: int = 0
+
+
+@dataclass(slots=True)
+class Case:
+    """An open error and how far its repair has come.
+
+    `progress` holds per error type (rung, attempts made on it): an error that changes its type on the way changes
+    ladders, and comes back to where it left.
+    """
+
+    error_id: str
+    step_id: str
+    error_type: str
+    severity: str
+    opened_at_us: int
+    opened_offset: int
+    occurrences: int = 1
+    attempts: int = 0
+    restores: int = 0
+    timeout_ms: int | None = None
+    attempt: Attempt | None = None
+    intervention_id: str | None = None
+    intervention_deadline_us: int = 0
+    interventions: int = 0
+    progress: dict[str, tuple[int, int]] | None = None
+
+
+class Transition(NamedTuple):
+    """What the last event changed, for `decide`: opened, again, ended, recovered, sent, ..."""
+
+    kind: str
+    case: Case | None = None
+    attempt: Attempt | None = None
+    outcome: str = ""
+    detail: str = ""
+    step_id: str = ""
+    run: StepRun | None = None
+
+
+@dataclass(slots=True)
+class WorkflowState:
+    """Everything the engine keeps of one workflow. Times are broker times, microseconds since the epoch."""
+
+    workflow_id: str
+    workflow_type: str
+    partition: int
+    last_offset: int = -1
+    last_us: int = 0
+    status: str = "running"
+    graph: Graph = EMPTY
+    steps: bytearray | bytes = b""
+    started_offset: int = -1
+    started_at_us: int = 0
+    ended_at_us: int = 0
+    paused_at_us: int = 0
+    timeout_ms: int | None = None
+    deadline_from_us: int = 0
+    workflow_timeouts: int = 0
+    deadline_passed: bool = False
+    stalled: bool = False
+    attempts: int = 0
+    last_step: int = -1
+    runs: dict[int, StepRun] | None = None
+    cases: dict[str, Case] | None = None
+    checkpoints: bytes = b""
+    known_errors: bytes = b""
+    transitions: tuple[Transition, ...] = ()
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the workflow has ended."""
+        return self.ended_at_us > 0
+
+    def case_of(self, step_id: str) -> Case | None:
+        """The open case of a step."""
+        for case in (self.cases or {}).values():
+            if case.step_id == step_id:
+                return case
+        return None
+
+    def step_index(self, step_id: str) -> int:
+        """Number of a step; a step not seen before joins the graph. -1 when the graph is full."""
+        number = self.graph.index.get(step_id)
+        if number is not None:
+            return number
+        grown = self.graph.with_step(step_id)
+        number = grown.index.get(step_id, -1)
+        if number >= 0:
+            self.graph = grown
+            self.steps = bytearray(self.steps) + b"\x00"
+        return number
+
+    def set_step(self, number: int, status: int) -> None:
+        """Record the status of a step."""
+        if not isinstance(self.steps, bytearray):
+            self.steps = bytearray(self.steps)
+        self.steps[number] = status
+
+    def next_step(self) -> str | None:
+        """The step that runs, else the first in declared order that is not done and whose dependencies are."""
+        if self.runs:
+            return self.graph.steps[next(iter(self.runs))].step_id
+        index = self.graph.index
+        for number, spec in enumerate(self.graph.steps):
+            if self.steps[number] not in _DONE and all(
+                d not in index or self.steps[index[d]] in _DONE for d in spec.depends_on
+            ):
+                return spec.step_id
+        return None
+
+    def add_checkpoint(self, checkpoint_id: str, digest: str, offset: int, sequence: int, step: int) -> None:
+        """Remember a verified checkpoint, forgetting the oldest beyond the bound. A repeated one is left as it is."""
+        raw = uuid_bytes(checkpoint_id)
+        if any(self.checkpoints[i : i + 16] == raw for i in range(0, len(self.checkpoints), _CHECKPOINT.size)):
+            return
+        packed = _CHECKPOINT.pack(raw, bytes.fromhex(digest), offset, max(0, sequence) & 0xFFFFFFFF, max(0, step))
+        self.checkpoints = (self.checkpoints + packed)[-CHECKPOINTS_MAX * _CHECKPOINT.size :]
+
+    def drop_checkpoint(self, checkpoint_id: str) -> None:
+        """Forget a checkpoint that was rejected after it had been accepted."""
+        raw, size = uuid_bytes(checkpoint_id), _CHECKPOINT.size
+        parts = [self.checkpoints[i : i + size] for i in range(0, len(self.checkpoints), size)]
+        self.checkpoints = b"".join(p for p in parts if p[:16] != raw)
+
+    def checkpoints_before(self, offset: int) -> list[CheckpointRef]:
+        """Verified checkpoints that stand before `offset` in the log, oldest first."""
+        found = []
+        for raw, digest, at, sequence, step in _CHECKPOINT.iter_unpack(self.checkpoints):
+            if at < offset:
+                found.append(CheckpointRef(uuid_text(raw), digest.hex(), at, sequence, step))
+        return found
+
+    def knows_error(self, error_id: str) -> bool:
+        """Whether an error event with this id was folded before."""
+        raw = uuid_bytes(error_id)
+        return any(self.known_errors[i : i + 16] == raw for i in range(0, len(self.known_errors), 16))
+
+    def remember_error(self, error_id: str) -> None:
+        """Remember an error id, forgetting the oldest beyond the bound."""
+        self.known_errors = (self.known_errors + uuid_bytes(error_id))[-KNOWN_ERRORS_MAX * 16 :]
