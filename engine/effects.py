@@ -44,5 +44,5 @@ def fact(kind: type[R], cause: Delivered, label: str, number: int = 0, **fields:
         causation_id=source.event_id,
         occurred_at=cause.timestamp_us,
         producer=PRODUCER,
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )

@@ -16,8 +16,8 @@ from .graph import EMPTY, Graph
 
 #: Checkpoints remembered per workflow; the story's default retention.
 CHECKPOINTS_MAX = 50
-#: Error ids remembered per workflow, so that a repeated error event opens no second case.
-KNOWN_ERRORS_MAX = 256
+#: Ids of events remembered per workflow, so that a repeated one is not folded twice. 8 bytes each.
+KNOWN_MAX = 512
 #: Steps that may run at once in one workflow; more are folded, but not timed.
 RUNS_MAX = 1024
 #: Repairs that may be open at once in one workflow.
@@ -109,7 +109,8 @@ class WorkflowState:
     workflow_type: str
     partition: int
     last_offset: int = -1
-    last_us: int = 0
+    heard_offset: int = -1
+    heard_us: int = 0
     status: str = "running"
     graph: Graph = EMPTY
     steps: bytearray | bytes = b""
@@ -127,7 +128,7 @@ class WorkflowState:
     runs: dict[int, StepRun] | None = None
     cases: dict[str, Case] | None = None
     checkpoints: bytes = b""
-    known_errors: bytes = b""
+    known: bytes = b""
     transitions: tuple[Transition, ...] = ()
 
     @property
@@ -194,11 +195,16 @@ class WorkflowState:
                 found.append(CheckpointRef(uuid_text(raw), digest.hex(), at, sequence, step))
         return found
 
-    def knows_error(self, error_id: str) -> bool:
-        """Whether an error event with this id was folded before."""
-        raw = uuid_bytes(error_id)
-        return any(self.known_errors[i : i + 16] == raw for i in range(0, len(self.known_errors), 16))
+    def first_sight(self, event_id: str) -> bool:
+        """Whether this id is new; it is remembered, forgetting the oldest beyond the bound.
 
-    def remember_error(self, error_id: str) -> None:
-        """Remember an error id, forgetting the oldest beyond the bound."""
-        self.known_errors = (self.known_errors + uuid_bytes(error_id))[-KNOWN_ERRORS_MAX * 16 :]
+        Only events whose effect on the state is not idempotent by itself are asked about. 8 bytes of an id are kept.
+        """
+        raw = uuid_bytes(event_id)[:8]
+        at = self.known.find(raw)
+        while at >= 0:
+            if at % 8 == 0:
+                return False
+            at = self.known.find(raw, at + 1)
+        self.known = (self.known + raw)[-KNOWN_MAX * 8 :]
+        return True

@@ -1,0 +1,64 @@
+"""From a decision to the command that carries it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.ids import derive_id
+from schemas.records import COMMAND_TYPES, Command
+from schemas.records.events import RecoveryDecided
+
+from .effects import fact
+from .events import Delivered
+from .policy.model import Policy
+from .state import Case, WorkflowState
+
+
+def command_of(decision: RecoveryDecided, state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
+    """The command of a decision. Its id comes from the decision, so it is the same whoever builds it and how often.
+
+    It expires when the engine stops waiting for its acceptance: nothing is run that the engine has given up on.
+    """
+    assert decision.command_type is not None and decision.command_id is not None
+    kind = COMMAND_TYPES[decision.command_type]
+    started = state.started_offset >= 0
+    offered: dict[str, Any] = {
+        "step_id": decision.step_id or None,
+        "timeout_ms": decision.timeout_ms,
+        "checkpoint_id": decision.checkpoint_id,
+        "checkpoint_partition": decision.checkpoint_partition,
+        "checkpoint_offset": decision.checkpoint_offset,
+        "checkpoint_digest": decision.checkpoint_digest,
+        "started_partition": state.partition if started else None,
+        "started_offset": state.started_offset if started else None,
+    }
+    if decision.command_type == "ResumeFromCheckpoint":
+        offered["step_id"] = None  # go on after the checkpoint, wherever that is
+    fields = kind.__dataclass_fields__
+    return fact(
+        kind,
+        cause,
+        f"command|{decision.command_id}",
+        command_id=decision.command_id,
+        error_id=decision.error_id,
+        attempt_number=decision.attempt_number,
+        expires_at=cause.timestamp_us + policy.timeouts.acknowledge_ms * 1000,
+        reason=f"{decision.strategy}: {decision.rule}",
+        actor="engine",
+        **{name: value for name, value in offered.items() if name in fields},
+    )
+
+
+def operator_command(name: str, case: Case, state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
+    """A command that an operator's answer asks for, outside any attempt."""
+    actor = getattr(cause.record, "actor", "operator")
+    return fact(
+        COMMAND_TYPES[name],
+        cause,
+        f"command|{name}",
+        command_id=derive_id(cause.record.event_id, f"command|{name}"),
+        error_id=case.error_id,
+        expires_at=cause.timestamp_us + policy.timeouts.acknowledge_ms * 1000,
+        reason=getattr(cause.record, "reason", ""),
+        actor=actor,
+    )

@@ -1,0 +1,335 @@
+"""Decide: what follows from the event just folded. Pure; the answer depends on state, event and policy alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+from schemas.ids import derive_id
+from schemas.records.events import (
+    CheckpointCreated,
+    CheckpointRejected,
+    ErrorClassified,
+    InterventionRequested,
+    InterventionResolved,
+    RecoveryAttemptFinished,
+    RecoveryDecided,
+    WorkflowErrorOccurred,
+    WorkflowFailed,
+)
+
+from .classify import classify, fingerprint
+from .commands import command_of, operator_command
+from .effects import Append, Effect, Send, fact
+from .events import Delivered
+from .ladder import attempt_id_of, choose
+from .policy.model import Policy
+from .state import Case, Transition, WorkflowState
+from .strategies import MANUAL
+
+
+def decide(state: WorkflowState, event: Delivered, policy: Policy) -> tuple[Effect, ...]:
+    """Effects of the event that `evolve` folded last. Folding it again gives none; deciding again gives the same."""
+    if not state.transitions:
+        return ()
+    effects: list[Effect] = []
+    for transition in state.transitions:
+        effects.extend(_HANDLERS[transition.kind](state, event, policy, transition))
+    return tuple(effects)
+
+
+def _opened(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.case is not None
+    yield _classified(event, t.case.error_id)
+    yield from _next(state, event, policy, t.case)
+
+
+def _again(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.case is not None
+    yield _classified(event, t.case.error_id)
+
+
+def _unrooted(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    record = event.record
+    assert isinstance(record, WorkflowErrorOccurred)
+    yield _classified(event, record.error_id, note=t.detail)
+
+
+def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.case is not None
+    yield _finished(event, t)
+    if isinstance(event.record, WorkflowErrorOccurred):
+        yield _classified(event, t.case.error_id)
+    yield from _next(state, event, policy, t.case)
+
+
+def _closed(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    if t.attempt is not None:
+        yield _finished(event, t)
+
+
+def _late(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """A decision whose case closed while it was on its way: nothing is sent, the attempt ends as the case did."""
+    succeeded = state.status not in ("failed", "cancelled")
+    yield _finished(
+        event,
+        t._replace(
+            outcome="succeeded" if succeeded else "failed", detail="the error ended before the command was sent"
+        ),
+    )
+
+
+def _decided(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.case is not None and t.attempt is not None
+    decision = t.attempt.decision
+    if t.attempt.status == "sent" and decision.command_type is not None:
+        yield Send(command_of(decision, state, event, policy))
+    if decision.strategy != MANUAL:
+        return
+    if policy.intervention.enabled:
+        trigger = json.loads(decision.evidence).get("trigger", "all_recovery_strategies_failed")
+        yield _request(event, policy, t.case, trigger, decision.rule)
+    else:
+        yield Append(fact(WorkflowFailed, event, "gave_up", reason=decision.rule, error_id=t.case.error_id))
+
+
+def _send(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.attempt is not None
+    if t.attempt.decision.command_type is not None:
+        yield Send(command_of(t.attempt.decision, state, event, policy))
+
+
+def _overdue(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    what = f"step {t.step_id!r}" if t.run is not None else "the workflow"
+    yield Append(
+        fact(
+            WorkflowErrorOccurred,
+            event,
+            "overdue",
+            error_id=derive_id(event.record.event_id, "error"),
+            step_id=t.step_id,
+            step_run_id=None if t.run is None else t.run.run_id,
+            command_id=None if t.run is None else t.run.command_id,
+            error_code=t.detail,
+            error_message=f"{what} passed its deadline ({t.detail})",
+            detected_by="detector:timeout",
+        )
+    )
+
+
+def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    record = event.record
+    assert isinstance(record, CheckpointCreated) and event.rejection is not None
+    reason, detail = event.rejection
+    yield Append(
+        fact(
+            CheckpointRejected,
+            event,
+            "rejected",
+            checkpoint_id=record.checkpoint_id,
+            step_id=record.step_id,
+            reason=reason,
+            detail=detail,
+        )
+    )
+    yield Append(
+        fact(
+            WorkflowErrorOccurred,
+            event,
+            "corrupt",
+            error_id=derive_id(event.record.event_id, "error"),
+            step_id=record.step_id,
+            error_code="STATE_CORRUPTION",
+            error_message=f"checkpoint {record.checkpoint_id} does not verify: {reason}: {detail}",
+            checkpoint_id=record.checkpoint_id,
+            detected_by="detector:state_corruption",
+        )
+    )
+
+
+def _expired(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.case is not None and t.case.intervention_id is not None
+    yield Append(
+        fact(
+            InterventionResolved,
+            event,
+            "expired",
+            intervention_id=t.case.intervention_id,
+            error_id=t.case.error_id,
+            step_id=t.case.step_id,
+            decision="expired",
+            reason="nobody answered in time",
+            actor="engine",
+        )
+    )
+
+
+def _resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    record = event.record
+    assert isinstance(record, InterventionResolved) and t.case is not None
+    if record.decision == "expired":
+        if t.case.interventions <= policy.intervention.escalations_max:
+            yield _request(event, policy, t.case, "intervention_expired", "nobody answered in time")
+    elif record.decision == "cancel":
+        yield Send(operator_command("CancelWorkflow", t.case, state, event, policy))
+    elif record.decision in ("retry", "restart"):
+        if t.attempt is not None:
+            yield _finished(event, t)
+        yield _operator_decision(state, event, policy, t.case, record)
+
+
+_HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], Iterator[Effect]]] = {
+    "opened": _opened,
+    "again": _again,
+    "unrooted": _unrooted,
+    "ended": _ended,
+    "recovered": _closed,
+    "closed": _closed,
+    "late": _late,
+    "decided": _decided,
+    "send": _send,
+    "overdue": _overdue,
+    "rejected": _rejected,
+    "expired": _expired,
+    "resolved": _resolved,
+}
+
+
+def _classified(event: Delivered, root_error_id: str, *, note: str = "") -> Append:
+    record = event.record
+    assert isinstance(record, WorkflowErrorOccurred)
+    kind = classify(record)
+    return Append(
+        fact(
+            ErrorClassified,
+            event,
+            "classified",
+            error_id=record.error_id,
+            root_error_id=root_error_id,
+            error_type=kind.error_type,
+            severity=kind.severity,
+            retryable=kind.retryable,
+            fingerprint=fingerprint(record),
+            rule=f"{kind.rule}; {note}" if note else kind.rule,
+        )
+    )
+
+
+def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) -> Iterator[Effect]:
+    """The next decision of a case that has no attempt."""
+    choice = choose(state, case, policy, event.timestamp_us)
+    checkpoint = choice.plan.checkpoint
+    number = case.attempts + 1
+    event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
+    evidence = {
+        "occurrences": case.occurrences,
+        "attempts": case.attempts,
+        "workflow_attempts": state.attempts,
+        "open_ms": (event.timestamp_us - case.opened_at_us) // 1000,
+        "checkpoints": len(state.checkpoints_before(case.opened_offset)),
+        "severity": case.severity,
+        "action": choice.plan.action,
+        **({"trigger": choice.trigger} if choice.trigger else {}),
+    }
+    yield Append(
+        fact(
+            RecoveryDecided,
+            event,
+            f"decided|{case.error_id}",
+            number,
+            error_id=case.error_id,
+            attempt_id=attempt_id_of(case),
+            attempt_number=number,
+            error_type=case.error_type,
+            rung=choice.rung,
+            strategy=choice.strategy,
+            step_id=case.step_id,
+            command_type=choice.plan.command_type,
+            command_id=derive_id(event_id, "command") if choice.plan.command_type else None,
+            execute_after_ms=choice.plan.execute_after_ms,
+            timeout_ms=choice.plan.timeout_ms,
+            checkpoint_id=checkpoint.checkpoint_id if checkpoint else None,
+            checkpoint_partition=state.partition if checkpoint else None,
+            checkpoint_offset=checkpoint.offset if checkpoint else None,
+            checkpoint_digest=checkpoint.digest if checkpoint else None,
+            policy_version=policy.version,
+            rule=choice.rule,
+            evidence=json.dumps(evidence, sort_keys=True),
+            alternatives=json.dumps([{"strategy": s, "reason": r} for s, r in choice.passed_over]),
+        )
+    )
+
+
+def _operator_decision(
+    state: WorkflowState, event: Delivered, policy: Policy, case: Case, record: InterventionResolved
+) -> Append:
+    """A human chose: the command goes out like any other, outside the ladder's budgets."""
+    number = case.attempts + 1
+    restart = record.decision == "restart" or not case.step_id
+    found = state.checkpoints_before(case.opened_offset)
+    checkpoint = None if restart or not found else found[-1]
+    event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
+    return Append(
+        fact(
+            RecoveryDecided,
+            event,
+            f"decided|{case.error_id}",
+            number,
+            error_id=case.error_id,
+            attempt_id=attempt_id_of(case),
+            attempt_number=number,
+            error_type=case.error_type,
+            rung=len(policy.ladder(case.error_type).rungs),
+            strategy="complete_restart" if restart else "retry_step",
+            step_id=case.step_id,
+            command_type="RestartWorkflow" if restart else "RetryStep",
+            command_id=derive_id(event_id, "command"),
+            checkpoint_id=checkpoint.checkpoint_id if checkpoint else None,
+            checkpoint_partition=state.partition if checkpoint else None,
+            checkpoint_offset=checkpoint.offset if checkpoint else None,
+            checkpoint_digest=checkpoint.digest if checkpoint else None,
+            policy_version=policy.version,
+            rule=f"operator {record.actor}: {record.decision}",
+            evidence=json.dumps({"intervention_id": record.intervention_id}),
+            alternatives="[]",
+        )
+    )
+
+
+def _finished(event: Delivered, t: Transition) -> Append:
+    assert t.attempt is not None
+    decision = t.attempt.decision
+    action = json.loads(decision.evidence).get("action", decision.strategy)
+    return Append(
+        fact(
+            RecoveryAttemptFinished,
+            event,
+            f"finished|{decision.attempt_id}",
+            error_id=decision.error_id,
+            attempt_id=decision.attempt_id,
+            attempt_number=decision.attempt_number,
+            strategy=decision.strategy,
+            outcome=t.outcome,
+            action_taken=str(action)[:255],
+            error_message=None if t.outcome == "succeeded" else t.detail or None,
+            duration_ms=max(0, event.timestamp_us - t.attempt.decided_at_us) // 1000,
+        )
+    )
+
+
+def _request(event: Delivered, policy: Policy, case: Case, trigger: str, reason: str) -> Append:
+    return Append(
+        fact(
+            InterventionRequested,
+            event,
+            f"intervention|{case.error_id}",
+            case.interventions + 1,
+            intervention_id=derive_id(case.error_id, "intervention", case.interventions + 1),
+            error_id=case.error_id,
+            step_id=case.step_id,
+            trigger=trigger,
+            reason=reason,
+            deadline_ms=policy.intervention.timeout_ms,
+            channels=policy.intervention.channels,
+        )
+    )

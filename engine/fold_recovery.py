@@ -1,0 +1,264 @@
+"""The fold of errors and repairs: cases open, attempts go decided -> sent -> accepted -> ended, cases close.
+
+A case whose `attempt` is None is waiting for its next decision to be read back from the log. The first decision with
+the expected number wins; any other is ignored.
+"""
+
+from __future__ import annotations
+
+from schemas.records.events import (
+    CommandAcknowledged,
+    InterventionRequested,
+    InterventionResolved,
+    RecoveryDecided,
+    TimerFired,
+    WorkflowErrorOccurred,
+)
+
+from .classify import classify
+from .events import Delivered
+from .state import CASES_MAX, FAILED, Attempt, Case, StepRun, Transition, WorkflowState
+from .strategies import MANUAL, RESTORING
+
+_RUNS_ANEW = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RollbackTo"})
+
+
+def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered) -> bool:
+    """An error ends the step's run; it opens a case, ends the attempt in flight, or joins the open case."""
+    if not state.first_sight(record.error_id):
+        return False
+    run = _fail_run(state, record)
+    kind = classify(record)
+    case = state.case_of(record.step_id)
+    if case is None:
+        if len(state.cases or ()) >= CASES_MAX:
+            state.transitions = (Transition("unrooted", detail=f"{CASES_MAX} errors are open already"),)
+            return True
+        case = Case(
+            error_id=record.error_id,
+            step_id=record.step_id,
+            error_type=kind.error_type,
+            severity=kind.severity,
+            opened_at_us=event.timestamp_us,
+            opened_offset=event.offset,
+        )
+        state.cases = {**(state.cases or {}), case.error_id: case}
+        state.transitions = (Transition("opened", case),)
+        return True
+    case.occurrences += 1
+    attempt = case.attempt
+    if attempt is not None and _in_flight(attempt) and _belongs(record, run, attempt):
+        case.error_type, case.severity = kind.error_type, kind.severity
+        _end(state, case, attempt, "failed", f"{record.error_code} again")
+        return True
+    state.transitions = (Transition("again", case),)
+    return True
+
+
+def _fail_run(state: WorkflowState, record: WorkflowErrorOccurred) -> StepRun | None:
+    number = state.graph.index.get(record.step_id, -1)
+    run = (state.runs or {}).get(number)
+    if run is None or record.step_run_id not in (None, run.run_id):
+        return None
+    assert state.runs is not None
+    del state.runs[number]
+    state.runs = state.runs or None
+    state.set_step(number, FAILED)
+    return run
+
+
+def _belongs(record: WorkflowErrorOccurred, run: StepRun | None, attempt: Attempt) -> bool:
+    """Whether the error ends this attempt: it names its command, or its run began after the command was sent."""
+    if record.command_id is not None:
+        return record.command_id == attempt.decision.command_id
+    return run is not None and run.started_at_us >= attempt.sent_at_us
+
+
+def _in_flight(attempt: Attempt) -> bool:
+    return attempt.status in ("sent", "accepted") and attempt.decision.strategy != MANUAL
+
+
+def _end(state: WorkflowState, case: Case, attempt: Attempt, outcome: str, detail: str) -> None:
+    case.attempt = None
+    state.transitions = (Transition("ended", case, attempt, outcome, detail),)
+
+
+def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> bool:
+    """A decision read back. It starts an attempt; one that came too late is finished at once."""
+    if not state.first_sight(record.event_id):
+        return False
+    case = (state.cases or {}).get(record.error_id)
+    if case is None:
+        late = Attempt(record, "decided", event.timestamp_us, event.timestamp_us)
+        state.transitions = (Transition("late", attempt=late),)
+        return False
+    if case.attempt is not None or record.attempt_number != case.attempts + 1:
+        return False
+    at_once = record.execute_after_ms <= 0
+    case.attempt = Attempt(
+        decision=record,
+        status="sent" if at_once else "decided",
+        decided_at_us=event.timestamp_us,
+        execute_at_us=event.timestamp_us + record.execute_after_ms * 1000,
+        sent_at_us=event.timestamp_us if at_once else 0,
+    )
+    case.attempts = record.attempt_number
+    state.attempts += 1
+    if record.strategy in RESTORING:
+        case.restores += 1
+    if record.strategy == "increase_timeout_and_retry":
+        case.timeout_ms = record.timeout_ms
+    progress = case.progress or {}
+    rung, count = progress.get(record.error_type, (0, 0))
+    count = count + 1 if rung == record.rung else 1
+    case.progress = {**progress, record.error_type: (record.rung, count)}
+    if state.deadline_passed:  # the repair gets a workflow deadline of its own
+        state.deadline_passed = False
+        state.deadline_from_us = event.timestamp_us
+    state.transitions = (Transition("decided", case, case.attempt),)
+    return False
+
+
+def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Delivered) -> bool:
+    """A service's answer. Late, repeated and unknown ones change nothing."""
+    case = (state.cases or {}).get(record.error_id or "")
+    attempt = None if case is None else case.attempt
+    if case is None or attempt is None or not _in_flight(attempt):
+        return False
+    if record.command_id != attempt.decision.command_id:
+        return False
+    status = "accepted" if record.duplicate else record.status
+    if status == "failed":
+        _end(state, case, attempt, "failed", record.detail or "the service refused or failed the command")
+    elif status == "unknown":
+        _end(state, case, attempt, "unknown", record.detail or "the service cannot tell")
+    elif attempt.status == "sent":
+        attempt.status = "accepted"
+        attempt.accepted_at_us = event.timestamp_us
+        unpause(state, event.timestamp_us)
+        if attempt.decision.command_type in _RUNS_ANEW:
+            state.runs = None
+        elif state.runs is not None:
+            state.runs.pop(state.graph.index.get(attempt.decision.step_id, -1), None)
+            state.runs = state.runs or None
+    return True
+
+
+def step_done(state: WorkflowState, step_id: str, command_id: str | None, run: StepRun | None) -> None:
+    """A step completed. Its case is recovered, unless a command is out that this completion does not answer."""
+    case = state.case_of(step_id)
+    if case is None:
+        return
+    attempt = case.attempt
+    if attempt is not None and _in_flight(attempt) and command_id != attempt.decision.command_id:
+        if run is None or run.started_at_us < attempt.sent_at_us:
+            return
+    _close(state, case)
+    state.transitions = (*state.transitions, Transition("recovered", case, attempt, "succeeded"))
+
+
+def close_all(state: WorkflowState, *, recovered: bool, status: str) -> None:
+    """The workflow ended: every open case ends with it."""
+    outcome = "succeeded" if recovered else "failed"
+    kind = "recovered" if recovered else "closed"
+    cases = tuple((state.cases or {}).values())
+    state.transitions = tuple(
+        Transition(kind, case, case.attempt, outcome, f"the workflow was {status}") for case in cases
+    )
+    state.cases = None
+
+
+def _close(state: WorkflowState, case: Case) -> None:
+    cases = dict(state.cases or {})
+    cases.pop(case.error_id, None)
+    state.cases = cases or None
+
+
+def unpause(state: WorkflowState, now_us: int) -> None:
+    """Go on: deadlines are moved by the length of the pause."""
+    if state.status != "paused":
+        return
+    pause_us = max(0, now_us - state.paused_at_us)
+    state.status = "running"
+    state.paused_at_us = 0
+    state.deadline_from_us += pause_us
+    for run in (state.runs or {}).values():
+        run.started_at_us += pause_us
+        run.heard_at_us += pause_us
+
+
+def intervention_requested(state: WorkflowState, record: InterventionRequested, event: Delivered) -> bool:
+    """The request read back: the case waits for a human, with a deadline."""
+    case = (state.cases or {}).get(record.error_id or "")
+    if case is not None and case.intervention_id is None and state.first_sight(record.event_id):
+        case.intervention_id = record.intervention_id
+        case.intervention_deadline_us = event.timestamp_us + record.deadline_ms * 1000
+        case.interventions += 1
+    return False
+
+
+def intervention_resolved(state: WorkflowState, record: InterventionResolved, event: Delivered) -> bool:
+    """The first answer counts. A deadline that passed is escalated, an operator's answer is carried out."""
+    case = (state.cases or {}).get(record.error_id or "")
+    if case is None or case.intervention_id != record.intervention_id:
+        return False
+    case.intervention_id = None
+    attempt = case.attempt
+    if record.decision in ("retry", "restart"):
+        case.attempt = None
+    state.transitions = (Transition("resolved", case, attempt, "succeeded", record.decision),)
+    return False
+
+
+def timer_fired(state: WorkflowState, record: TimerFired, event: Delivered) -> bool:
+    """A moment passed. Only what still waits for exactly this moment is moved."""
+    if record.kind in ("step_timeout", "heartbeat_timeout"):
+        _run_timed_out(state, record)
+    elif record.kind == "workflow_timeout":
+        if not state.deadline_passed and record.subject_id == str(state.workflow_timeouts):
+            state.deadline_passed = True
+            state.workflow_timeouts += 1
+            state.transitions = (_overdue(state, "WORKFLOW_TIMEOUT"),)
+    elif record.kind == "stall_timeout":
+        idle = not state.runs and not state.cases and not state.stalled and state.status == "running"
+        if idle and record.subject_id == str(state.heard_offset):
+            state.stalled = True
+            state.transitions = (_overdue(state, "STALLED"),)
+    else:
+        _case_timer(state, record, event)
+    return False
+
+
+def _overdue(state: WorkflowState, code: str) -> Transition:
+    return Transition("overdue", detail=code, step_id=state.next_step() or "")
+
+
+def _run_timed_out(state: WorkflowState, record: TimerFired) -> None:
+    run = (state.runs or {}).get(state.graph.index.get(record.step_id, -1))
+    if run is None or run.run_id != record.subject_id or run.timed_out:
+        return
+    if record.kind == "heartbeat_timeout":
+        if run.heard_at_us + (run.heartbeat_timeout_ms or 0) * 1000 > record.due_at:
+            return  # it was heard meanwhile
+    run.timed_out = True
+    code = "TIMEOUT" if record.kind == "step_timeout" else "HEARTBEAT_TIMEOUT"
+    state.transitions = (Transition("overdue", detail=code, step_id=record.step_id, run=run),)
+
+
+def _case_timer(state: WorkflowState, record: TimerFired, event: Delivered) -> None:
+    for case in (state.cases or {}).values():
+        attempt = case.attempt
+        if record.kind == "intervention_timeout":
+            if case.intervention_id == record.subject_id:
+                state.transitions = (Transition("expired", case, attempt),)
+                return
+        elif attempt is not None and attempt.decision.attempt_id == record.subject_id:
+            if record.kind == "backoff" and attempt.status == "decided":
+                attempt.status = "sent"
+                attempt.sent_at_us = event.timestamp_us
+                state.transitions = (Transition("send", case, attempt),)
+            elif record.kind == "acknowledge_timeout" and attempt.status == "sent" and _in_flight(attempt):
+                _end(state, case, attempt, "unknown", "no service accepted the command in time")
+            elif record.kind == "attempt_timeout" and attempt.status == "accepted":
+                _end(state, case, attempt, "unknown", "accepted, but the step did not complete in time")
+            return

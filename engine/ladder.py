@@ -1,0 +1,94 @@
+"""Which repair comes next: the rung, within the budgets of rung, ladder and workflow; after the last, a human."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.ids import derive_id
+
+from .policy.model import Ladder, Policy, Rung
+from .state import Case, WorkflowState
+from .strategies import MANUAL, STRATEGIES, Plan, Situation, Unavailable
+
+_HUMAN = Rung(strategy=MANUAL, attempts_max=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen strategy, its plan, the rule that chose it, and those passed over with the reason."""
+
+    strategy: str
+    rung: int
+    plan: Plan
+    rule: str
+    passed_over: tuple[tuple[str, str], ...]
+    trigger: str = ""
+
+
+def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Choice:
+    """The next repair of a case. Never a rung below the one reached, never beyond a budget."""
+    ladder = policy.ladder(case.error_type)
+    passed: list[tuple[str, str]] = []
+    spent = _spent(state, case, ladder, policy, now_us)
+    if spent is not None:
+        return _human(state, case, policy, ladder, spent, "max_recovery_attempts_exceeded", passed)
+    reached, tries = (case.progress or {}).get(case.error_type, (0, 0))
+    attempt_id = attempt_id_of(case)
+    for number in range(reached, len(ladder.rungs)):
+        rung = ladder.rungs[number]
+        made = tries if number == reached else 0
+        reason = _rung_spent(case, rung, made, now_us)
+        strategy = STRATEGIES.get(rung.strategy)
+        if reason is None and strategy is None:
+            reason = "not available in this version"
+        if reason is None and strategy is not None:
+            plan = strategy(Situation(state, case, rung, policy, attempt_id, made + 1))
+            if not isinstance(plan, Unavailable):
+                rule = (
+                    f"recovery_strategies.{ladder.error_type}: rung {number + 1}, try {made + 1} of {rung.attempts_max}"
+                )
+                return Choice(rung.strategy, number, plan, rule, tuple(passed))
+            reason = plan.reason
+        passed.append((rung.strategy, reason or ""))
+    critical = case.severity == "critical"
+    trigger = "critical_state_corruption" if critical else "all_recovery_strategies_failed"
+    return _human(state, case, policy, ladder, "the ladder is exhausted", trigger, passed)
+
+
+def attempt_id_of(case: Case) -> str:
+    """Id of the case's next attempt."""
+    return derive_id(case.error_id, "attempt", case.attempts + 1)
+
+
+def _spent(state: WorkflowState, case: Case, ladder: Ladder, policy: Policy, now_us: int) -> str | None:
+    """Which overall budget is spent; None while all have room."""
+    if state.attempts >= policy.workflow_attempts_max:
+        return f"budgets.workflow_max_attempts: {state.attempts} of {policy.workflow_attempts_max} made"
+    open_ms = (now_us - case.opened_at_us) // 1000
+    if open_ms > policy.workflow_time_ms_max:
+        return f"budgets.workflow_max_time: open for {open_ms} of {policy.workflow_time_ms_max} ms"
+    if open_ms > ladder.time_ms_max:
+        return f"recovery_strategies.{ladder.error_type}.max_time: open for {open_ms} of {ladder.time_ms_max} ms"
+    return None
+
+
+def _rung_spent(case: Case, rung: Rung, made: int, now_us: int) -> str | None:
+    if made >= rung.attempts_max:
+        return f"{made} of {rung.attempts_max} attempts made"
+    if rung.time_ms_max is not None and now_us - case.opened_at_us > rung.time_ms_max * 1000:
+        return f"open for longer than {rung.time_ms_max} ms"
+    return None
+
+
+def _human(
+    state: WorkflowState,
+    case: Case,
+    policy: Policy,
+    ladder: Ladder,
+    rule: str,
+    trigger: str,
+    passed: list[tuple[str, str]],
+) -> Choice:
+    plan = STRATEGIES[MANUAL](Situation(state, case, _HUMAN, policy, attempt_id_of(case), 1))
+    assert isinstance(plan, Plan)
+    return Choice(MANUAL, len(ladder.rungs), plan, rule, tuple(passed), trigger)

@@ -1,0 +1,8 @@
+"""The policy: limits, timeouts, and per error type an ordered, bounded ladder of repairs."""
+
+from __future__ import annotations
+
+from .load import default_policy, load_policy
+from .model import Backoff, Ladder, Policy, Rung
+
+__all__ = ["Backoff", "Ladder", "Policy", "Rung", "default_policy", "load_policy"]

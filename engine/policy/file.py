@@ -1,0 +1,183 @@
+"""The policy file: the story's YAML, exactly as printed there, and a few optional keys of our own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_DAY_MS = 24 * 3600 * 1000
+
+Strategy = Literal[
+    "retry_step",
+    "increase_timeout_and_retry",
+    "scale_resources_and_retry",
+    "restart_from_checkpoint",
+    "restore_from_last_valid_checkpoint",
+    "resume_from_step",
+    "alternative_path",
+    "queue_for_later",
+    "compensate",
+    "rollback",
+    "complete_restart",
+    "manual_intervention",
+]
+Attempts = Annotated[int, Field(ge=1, le=1000)]
+Milliseconds = Annotated[int, Field(ge=1, le=365 * _DAY_MS)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Retention(_Part):
+    max_checkpoints: int = Field(50, ge=1, le=10_000)
+    max_age: int = Field(7, ge=1, le=3650, description="days")
+
+
+class Compression(_Part):
+    enabled: bool = True
+    algorithm: Literal["gzip", "zstd"] = "gzip"
+    min_size: int = Field(1024, ge=0, description="bytes")
+
+
+class Checkpoints(_Part):
+    auto_create: bool = True
+    types: tuple[Literal["step_start", "step_complete", "critical_point", "error_recovery", "manual"], ...] = Field(
+        ("step_start", "step_complete", "critical_point", "error_recovery"), strict=False
+    )
+    critical_steps: tuple[str, ...] = Field((), strict=False)
+    retention: Retention = Retention()
+    compression: Compression = Compression()
+
+
+class InfiniteLoop(_Part):
+    enabled: bool = True
+    max_repeats: int = Field(3, ge=2, le=1000)
+    detection_window: int = Field(10, ge=2, le=10_000, description="steps")
+
+
+class Thresholds(_Part):
+    memory: float = Field(4096, gt=0, description="MB")
+    cpu: float = Field(90, gt=0, description="percent")
+    api_calls: int = Field(1000, ge=1, description="per hour")
+
+
+class ResourceExhaustion(_Part):
+    enabled: bool = True
+    thresholds: Thresholds = Thresholds()
+
+
+class TimeoutsPart(_Part):
+    default_step_timeout: Milliseconds = 300_000
+    default_workflow_timeout: Milliseconds = 3_600_000
+    critical_step_timeout: Milliseconds = 600_000
+    stall_timeout: Milliseconds | None = None
+
+
+class StateCorruption(_Part):
+    enabled: bool = True
+    validation_interval: Milliseconds = 30_000
+    checksum_verification: bool = True
+
+
+class ErrorDetection(_Part):
+    infinite_loop: InfiniteLoop = InfiniteLoop()
+    resource_exhaustion: ResourceExhaustion = ResourceExhaustion()
+    timeouts: TimeoutsPart = TimeoutsPart()
+    state_corruption: StateCorruption = StateCorruption()
+
+
+class Recovery(_Part):
+    """One error type's entry: a first strategy with its attempts, and a fallback that is tried once."""
+
+    strategy: Strategy
+    max_retries: Attempts | None = None
+    max_restarts: Attempts | None = None
+    max_restore_attempts: Attempts | None = None
+    max_scaling_attempts: Attempts | None = None
+    scaling_factor: float = Field(2.0, gt=1, le=100)
+    timeout_multiplier: float = Field(2.0, ge=1, le=100)
+    max_timeout: Milliseconds | None = None
+    backoff_strategy: Literal["none", "exponential"] = "none"
+    backoff_base: Milliseconds = 1_000
+    backoff_max: Milliseconds = 60_000
+    queue_delay: Milliseconds = 60_000
+    max_time: Milliseconds | None = None
+    fallback_strategy: Strategy | None = None
+
+
+class RecoveryStrategies(_Part):
+    infinite_loop: Recovery | None = None
+    resource_exhaustion: Recovery | None = None
+    timeout: Recovery | None = None
+    state_corruption: Recovery | None = None
+    deadlock: Recovery | None = None
+    dependency_failure: Recovery | None = None
+    coordination_failure: Recovery | None = None
+    unknown_error: Recovery | None = None
+
+
+class ManualIntervention(_Part):
+    enabled: bool = True
+    triggers: tuple[
+        Literal["max_recovery_attempts_exceeded", "critical_state_corruption", "all_recovery_strategies_failed"], ...
+    ] = Field(
+        ("max_recovery_attempts_exceeded", "critical_state_corruption", "all_recovery_strategies_failed"), strict=False
+    )
+    notification_channels: tuple[Literal["slack", "email", "pagerduty"], ...] = Field((), strict=False)
+    auto_pause: bool = True
+    timeout: int = Field(86_400, ge=1, le=365 * 86_400, description="seconds")
+    max_escalations: int = Field(3, ge=0, le=100)
+
+
+class ReplayMode(_Part):
+    enabled: bool = True
+    max_replay_days: int = Field(30, ge=1)
+    storage: str = "file://replays/"
+
+
+class Tracing(_Part):
+    enabled: bool = True
+    detail_level: Literal["minimal", "normal", "verbose"] = "verbose"
+    include_context: bool = True
+
+
+class StateInspection(_Part):
+    enabled: bool = True
+    max_state_size: int = Field(10_485_760, ge=1)
+    export_formats: tuple[Literal["json", "yaml"], ...] = Field(("json", "yaml"), strict=False)
+
+
+class Debugging(_Part):
+    replay_mode: ReplayMode = ReplayMode()
+    tracing: Tracing = Tracing()
+    state_inspection: StateInspection = StateInspection()
+
+
+class Budgets(_Part):
+    """Ours: what one workflow may cost in all, so that ladders of different errors cannot alternate for ever."""
+
+    workflow_max_attempts: Attempts = 30
+    workflow_max_time: Milliseconds = _DAY_MS
+
+
+class Commands(_Part):
+    """Ours: how long a command may wait for a service to accept it, and an accepted one for its step to complete."""
+
+    acknowledge_timeout: Annotated[int, Field(ge=100, le=900_000, description="also the command's expiry")] = 15_000
+    attempt_timeout: Milliseconds = 3_600_000
+
+
+class WorkflowErrorHandling(_Part):
+    checkpoints: Checkpoints = Checkpoints()
+    error_detection: ErrorDetection = ErrorDetection()
+    recovery_strategies: RecoveryStrategies = RecoveryStrategies()
+    manual_intervention: ManualIntervention = ManualIntervention()
+    debugging: Debugging = Debugging()
+    budgets: Budgets = Budgets()
+    commands: Commands = Commands()
+
+
+class PolicyFile(_Part):
+    workflow_error_handling: WorkflowErrorHandling

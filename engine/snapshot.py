@@ -1,0 +1,129 @@
+"""States to bytes and back. A snapshot is a cache: one that cannot be read is ignored, and nothing is lost."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import fields
+from sys import intern
+from typing import Any
+
+import orjson
+import zstandard
+
+from schemas.codec import Codec
+from schemas.errors import KintsugiError
+from schemas.records.events import RecoveryDecided, StepSpec
+
+from .graph import graph_of
+from .state import Attempt, Case, StepRun, WorkflowState
+
+#: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
+VERSION = 1
+#: Largest snapshot that is read, uncompressed: about 500,000 open workflows of one partition.
+SIZE_BYTES_MAX = 2 * 1024**3
+
+_PLAIN = (str, int, bool, type(None))
+
+
+class SnapshotError(KintsugiError):
+    """The bytes are no snapshot, are damaged, or were written by another version."""
+
+
+def dump(states: Iterable[WorkflowState]) -> bytes:
+    """All states, compressed, with a version and a checksum (zstd's)."""
+    codec = Codec()
+    graphs: dict[int, int] = {}
+    specs: list[Any] = []
+    rows = []
+    for state in states:
+        key = id(state.graph)
+        if key not in graphs:
+            graphs[key] = len(specs)
+            specs.append([{f.name: getattr(s, f.name) for f in fields(StepSpec)} for s in state.graph.steps])
+        rows.append(_row(state, graphs[key], codec))
+    data = orjson.dumps({"version": VERSION, "graphs": specs, "states": rows})
+    return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data)
+
+
+def load(data: bytes) -> list[WorkflowState]:
+    """Inverse of `dump`. SnapshotError for anything else."""
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= SIZE_BYTES_MAX:
+            raise SnapshotError(f"declared size {size} is outside 0..{SIZE_BYTES_MAX}")
+        value = orjson.loads(zstandard.ZstdDecompressor().decompress(data))
+        if value["version"] != VERSION:
+            raise SnapshotError(f"version {value['version']!r:.20}, this engine reads {VERSION}")
+        graphs = [graph_of(tuple(_spec(s) for s in steps)) for steps in value["graphs"]]
+        codec = Codec()
+        return [_state(row, graphs, codec) for row in value["states"]]
+    except SnapshotError:
+        raise
+    except Exception as error:  # whatever is wrong with it, it is only a cache
+        raise SnapshotError(f"not a snapshot: {type(error).__name__}: {error}"[:300]) from error
+
+
+def _spec(value: dict[str, Any]) -> StepSpec:
+    return StepSpec(**{**value, "depends_on": tuple(value["depends_on"]), "resources": tuple(value["resources"])})
+
+
+_SKIPPED = ("graph", "steps", "runs", "cases", "checkpoints", "known", "transitions")
+_NAMES = tuple(f.name for f in fields(WorkflowState) if f.name not in _SKIPPED)
+_RUN = tuple(f.name for f in fields(StepRun))
+_CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progress"))
+
+
+def _text(data: bytes | bytearray) -> str:
+    return base64.b85encode(bytes(data)).decode()
+
+
+def _row(state: WorkflowState, graph: int, codec: Codec) -> list[Any]:
+    runs = [[n, *(getattr(run, f) for f in _RUN)] for n, run in (state.runs or {}).items()]
+    cases = [_case_row(case, codec) for case in (state.cases or {}).values()]
+    plain = [getattr(state, name) for name in _NAMES]
+    return [plain, graph, _text(state.steps), runs, cases, _text(state.checkpoints), _text(state.known)]
+
+
+def _case_row(case: Case, codec: Codec) -> list[Any]:
+    a = case.attempt
+    attempt = (
+        None
+        if a is None
+        else [
+            _text(codec.encode(a.decision)),
+            a.status,
+            a.decided_at_us,
+            a.execute_at_us,
+            a.sent_at_us,
+            a.accepted_at_us,
+        ]
+    )
+    return [[getattr(case, f) for f in _CASE], attempt, case.progress]
+
+
+def _state(row: list[Any], graphs: list[Any], codec: Codec) -> WorkflowState:
+    plain, graph, steps, runs, cases, checkpoints, known = row
+    if not all(isinstance(v, _PLAIN) for v in plain):
+        raise SnapshotError("a field has the wrong type")
+    state = WorkflowState(**dict(zip(_NAMES, plain, strict=True)))
+    state.workflow_type = intern(state.workflow_type)
+    state.graph = graphs[graph]
+    state.steps = base64.b85decode(steps)
+    state.runs = {n: StepRun(**dict(zip(_RUN, values, strict=True))) for n, *values in runs} or None
+    state.cases = {c.error_id: c for c in (_case(r, codec) for r in cases)} or None
+    state.checkpoints = base64.b85decode(checkpoints)
+    state.known = base64.b85decode(known)
+    return state
+
+
+def _case(row: list[Any], codec: Codec) -> Case:
+    plain, attempt, progress = row
+    case = Case(**dict(zip(_CASE, plain, strict=True)))
+    case.progress = None if progress is None else {k: (v[0], v[1]) for k, v in progress.items()}
+    if attempt is not None:
+        decision = codec.decode(base64.b85decode(attempt[0]))
+        if not isinstance(decision, RecoveryDecided):
+            raise SnapshotError("an attempt without its decision")
+        case.attempt = Attempt(decision, *attempt[1:])
+    return case

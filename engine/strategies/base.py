@@ -1,0 +1,69 @@
+"""What a strategy is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..state import Case, CheckpointRef, WorkflowState
+
+if TYPE_CHECKING:  # the policy names strategies, so it may not be imported here
+    from ..policy.model import Policy, Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """The case to repair. `attempt_id` is what jitter is drawn from."""
+
+    state: WorkflowState
+    case: Case
+    rung: Rung
+    policy: Policy
+    attempt_id: str
+    tries: int
+
+    def checkpoint(self, back: int = 0) -> CheckpointRef | None:
+        """The newest verified checkpoint older than the error, or the one `back` steps before it."""
+        found = self.state.checkpoints_before(self.case.opened_offset)
+        return found[-1 - back] if back < len(found) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A repair: the command to send (None: none), when, and with what."""
+
+    command_type: str | None
+    action: str
+    execute_after_ms: int = 0
+    timeout_ms: int | None = None
+    checkpoint: CheckpointRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The strategy cannot serve here; `reason` is written into the decision."""
+
+    reason: str
+
+
+Strategy = Callable[[Situation], Plan | Unavailable]
+
+
+def run_again(situation: Situation, action: str, *, execute_after_ms: int = 0, timeout_ms: int | None = None) -> Plan:
+    """Run the step again; a workflow that stands between steps goes on from its newest checkpoint instead.
+
+    The checkpoint goes along so that another process can take the workflow over.
+    """
+    checkpoint = situation.checkpoint()
+    if situation.case.step_id:
+        command = "RetryStep"
+    else:
+        command = "ResumeFromCheckpoint" if checkpoint is not None else "RestartWorkflow"
+    return Plan(
+        command_type=command,
+        action=action,
+        execute_after_ms=execute_after_ms,
+        timeout_ms=timeout_ms,
+        checkpoint=checkpoint,
+    )
