@@ -1,0 +1,322 @@
+"""Given events, when folded, then these decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.policy import default_policy, load_policy
+from engine.testing import Service, World
+from schemas.canonical import canonical_bytes, chain_digest_of, digest_of
+from schemas.records.commands import PauseWorkflow, RestartWorkflow, ResumeFromCheckpoint, RetryStep
+from schemas.records.events import (
+    CheckpointRejected,
+    ErrorClassified,
+    InterventionRequested,
+    InterventionResolved,
+    RecoveryAttemptFinished,
+    RecoveryDecided,
+    StepCompleted,
+    StepSpec,
+    WorkflowCompleted,
+    WorkflowErrorOccurred,
+    WorkflowPaused,
+)
+
+STEPS = (StepSpec(step_id="generate"), StepSpec(step_id="build", depends_on=("generate",)), StepSpec(step_id="test"))
+HOUR_MS = 3_600_000
+
+
+def saved(workflow_id: str, step_id: str, *, damage: bool = False) -> dict[str, object]:
+    data = canonical_bytes({"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": {}})
+    digest = digest_of(data)
+    return {
+        "codec": "identity",
+        "size_bytes": len(data),
+        "digest": digest,
+        "chain_digest": chain_digest_of(None, digest),
+        "state": data.replace(b"running", b"runninh") if damage else data,
+    }
+
+
+def damaged(workflow_id: str, step_id: str) -> dict[str, object]:
+    return saved(workflow_id, step_id, damage=True)
+
+
+@pytest.fixture
+def world() -> World:
+    return World(default_policy())
+
+
+@pytest.fixture
+def service(world: World) -> Service:
+    return Service(world, STEPS)
+
+
+def finished(world: World) -> list[tuple[int, str]]:
+    return [(f.attempt_number, f.outcome) for f in world.records(RecoveryAttemptFinished)]
+
+
+def test_reported_timeout_is_retried_at_once_with_twice_the_deadline(world: World, service: Service) -> None:
+    service.start("generate")
+    service.fail("generate", "TIMEOUT")
+    (command,) = world.commands
+    assert isinstance(command, RetryStep)
+    assert (command.step_id, command.timeout_ms, command.attempt_number) == ("generate", 600_000, 1)
+    service.acknowledge(command)
+    service.start("generate", command, timeout_ms=command.timeout_ms)
+    service.complete("generate", command)
+    assert finished(world) == [(1, "succeeded")]
+    assert not service.state.cases
+
+
+def test_deadline_grows_to_the_maximum_and_then_a_human_is_asked(world: World, service: Service) -> None:
+    service.start("generate")
+    service.fail("generate", "TIMEOUT")
+    for _ in range(3):
+        command = world.commands[-1]
+        service.acknowledge(command)
+        service.start("generate", command)
+        service.fail("generate", "TIMEOUT", command)
+    assert [d.timeout_ms for d in service.decisions] == [600_000, 1_200_000, 1_800_000, None]
+    assert service.decisions[-1].strategy == "manual_intervention"
+    assert isinstance(world.commands[-1], PauseWorkflow)
+    (request,) = world.records(InterventionRequested)
+    assert request.trigger == "all_recovery_strategies_failed"
+    assert finished(world) == [(1, "failed"), (2, "failed"), (3, "failed")]
+
+
+def test_hung_step_is_found_at_its_deadline_and_not_before(world: World, service: Service) -> None:
+    service.start("generate", timeout_ms=5_000)
+    world.advance(4_999)
+    assert not world.commands
+    world.advance(1)
+    (error,) = world.records(WorkflowErrorOccurred)
+    assert (error.error_code, error.detected_by) == ("TIMEOUT", "detector:timeout")
+    (command,) = world.commands
+    assert isinstance(command, RetryStep)
+    assert command.timeout_ms == 600_000
+
+
+def test_silent_step_is_found_by_its_missing_heartbeat(world: World, service: Service) -> None:
+    service.start("generate", heartbeat_timeout_ms=2_000)
+    world.advance(2_000)
+    assert [e.error_code for e in world.records(WorkflowErrorOccurred)] == ["HEARTBEAT_TIMEOUT"]
+
+
+def test_workflow_left_between_steps_is_taken_up_again(world: World, service: Service) -> None:
+    service.start("generate")
+    service.complete("generate")
+    service.checkpoint("generate", saved)
+    world.advance(300_000)
+    (command,) = world.commands
+    assert isinstance(command, RetryStep)
+    assert command.step_id == "build"
+    assert command.checkpoint_offset is not None
+
+
+def test_unknown_error_backs_off_with_jitter_that_is_the_same_every_time(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "Boom")
+    (decision,) = service.decisions
+    assert (decision.strategy, decision.error_type) == ("retry_step", "unknown_error")
+    assert 0 <= decision.execute_after_ms <= 1_000
+    again = World(default_policy())
+    other = Service(again, STEPS)
+    other.start("build")
+    other.fail("build", "Boom")
+    assert other.decisions == [decision]
+    assert not world.commands
+    world.advance(decision.execute_after_ms)
+    assert len(world.commands) == 1
+
+
+def test_exhausted_resource_passes_over_scaling_and_says_so(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "OUT_OF_MEMORY")
+    (decision,) = service.decisions
+    assert decision.strategy == "queue_for_later"
+    assert "scale_resources_and_retry" in decision.alternatives
+    assert "not available in this version" in decision.alternatives
+    assert not world.commands
+    world.advance(60_000)
+    assert isinstance(world.commands[0], RetryStep)
+
+
+def test_damaged_checkpoint_is_rejected_and_the_one_before_restored(world: World, service: Service) -> None:
+    service.start("generate")
+    good = service.checkpoint("generate", saved)
+    service.complete("generate")
+    service.start("build")
+    bad = service.checkpoint("build", damaged)
+    (rejected,) = world.records(CheckpointRejected)
+    assert (rejected.checkpoint_id, rejected.reason) == (bad.checkpoint_id, "digest")
+    (command,) = world.commands
+    assert isinstance(command, ResumeFromCheckpoint)
+    assert (command.checkpoint_id, command.checkpoint_digest) == (good.checkpoint_id, good.digest)
+
+
+def test_each_restore_for_one_error_goes_one_checkpoint_further_back(world: World, service: Service) -> None:
+    first = service.checkpoint("generate", saved)
+    second = service.checkpoint("generate", saved)
+    service.start("build")
+    service.fail("build", "STATE_CORRUPTION")
+    service.acknowledge(world.commands[-1], "failed", detail="does not restore")
+    service.acknowledge(world.commands[-1], "failed", detail="does not restore")
+    used = [c.checkpoint_id for c in world.commands if isinstance(c, ResumeFromCheckpoint)]
+    assert used == [second.checkpoint_id, first.checkpoint_id]
+    assert isinstance(world.commands[-1], RestartWorkflow)
+
+
+def test_no_checkpoint_newer_than_the_error_is_ever_a_target(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "INFINITE_LOOP")
+    service.checkpoint("build", saved)
+    service.acknowledge(world.commands[-1], "failed")
+    assert [d.checkpoint_id for d in service.decisions] == [None, None]
+    assert [d.strategy for d in service.decisions] == ["complete_restart", "manual_intervention"]
+
+
+def test_no_answer_is_unknown_and_moves_on(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    world.advance(15_000)
+    assert finished(world) == [(1, "unknown")]
+    assert len(world.commands) == 2
+    assert world.commands[0].expires_at <= world.commands[1].occurred_at
+
+
+def test_service_that_accepts_and_never_finishes_is_found(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    service.acknowledge(world.commands[0])
+    world.advance(HOUR_MS)
+    assert (1, "unknown") in finished(world)
+
+
+def test_second_error_on_the_same_step_joins_the_case(world: World, service: Service) -> None:
+    service.start("build")
+    first = service.build(WorkflowErrorOccurred, error_id=world.new_id(), step_id="build", error_code="Boom",
+                          error_message="x", detected_by="service")  # fmt: skip
+    second = service.build(WorkflowErrorOccurred, error_id=world.new_id(), step_id="build", error_code="Boom",
+                           error_message="x", detected_by="service")  # fmt: skip
+    world.append(first)
+    world.append(second)
+    world.settle()
+    assert [c.root_error_id for c in world.records(ErrorClassified)] == [first.error_id] * 2
+    assert len(service.decisions) == 1
+
+
+def test_everything_twice_changes_nothing(world: World, service: Service) -> None:
+    service.start("generate")
+    service.checkpoint("generate", saved)
+    service.fail("generate", "TIMEOUT")
+    service.acknowledge(world.commands[0])
+    before = (len(service.decisions), len(world.commands), len(world.records(RecoveryAttemptFinished)))
+    for event in list(world.log):
+        world.append(event.record)
+    world.settle()
+    assert (len(service.decisions), len(world.commands), len(world.records(RecoveryAttemptFinished))) == (
+        before[0] * 2,  # the repeated records themselves
+        before[1],
+        before[2] * 2,
+    )
+
+
+def test_two_engines_agree_and_the_first_decision_in_the_log_wins(world: World, service: Service) -> None:
+    service.start("build")
+    error = service.build(WorkflowErrorOccurred, error_id=world.new_id(), step_id="build", error_code="TIMEOUT",
+                          error_message="x", detected_by="service")  # fmt: skip
+    world.append(error)
+    world.settle()
+    (decision,) = service.decisions
+    other_policy = load_policy(
+        "workflow_error_handling: {recovery_strategies: {timeout: {strategy: complete_restart}}}", "other"
+    )
+    rival = World(other_policy)
+    rival.log, rival._read = world.log[:3], 0
+    rival.settle()
+    (other,) = [d for d in rival.records(RecoveryDecided) if d.workflow_id == service.workflow_id]
+    assert other.event_id == decision.event_id
+    assert other.strategy != decision.strategy
+    world.append(other)
+    world.settle()
+    assert [type(c) for c in world.commands] == [RetryStep]
+
+
+def test_error_of_a_workflow_that_never_started_is_repaired_without_a_graph(world: World) -> None:
+    ghost = Service(world)
+    ghost.fail("build", "TIMEOUT")
+    assert isinstance(world.commands[0], RetryStep)
+
+
+def test_acknowledgement_of_an_unknown_command_changes_nothing(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    stranger = RetryStep(**{**_fields(world.commands[0]), "command_id": world.new_id()})
+    service.acknowledge(stranger, "failed")
+    assert finished(world) == []
+
+
+def _fields(record: object) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def test_late_completion_of_a_replaced_run_does_not_count(world: World, service: Service) -> None:
+    service.start("build")
+    old = service.runs["build"]
+    service.fail("build", "TIMEOUT")
+    service.acknowledge(world.commands[0])
+    service.start("build", world.commands[0])
+    service.emit(StepCompleted, step_id="build", step_run_id=old, duration_ms=1)
+    assert finished(world) == []
+    service.complete("build", world.commands[0])
+    assert finished(world) == [(1, "succeeded")]
+
+
+def test_operator_retry_repairs_what_the_ladder_could_not(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "INFINITE_LOOP")
+    service.acknowledge(world.commands[-1], "failed")
+    service.emit(WorkflowPaused, reason="asked", actor="engine")
+    (request,) = world.records(InterventionRequested)
+    service.emit(
+        InterventionResolved,
+        intervention_id=request.intervention_id,
+        error_id=request.error_id,
+        step_id="build",
+        decision="retry",
+        reason="fixed the disk",
+        actor="kim",
+    )
+    command = world.commands[-1]
+    assert isinstance(command, RetryStep)
+    service.acknowledge(command)
+    assert service.state.status == "running"
+    service.start("build", command)
+    service.complete("build", command)
+    assert not service.state.cases
+
+
+def test_unanswered_intervention_escalates_a_bounded_number_of_times(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "INFINITE_LOOP")
+    service.acknowledge(world.commands[-1], "failed")
+    world.advance(20 * 24 * HOUR_MS)
+    assert len(world.records(InterventionRequested)) == 4
+
+
+def test_completed_workflow_closes_its_cases(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    service.emit(WorkflowCompleted)
+    assert finished(world) == [(1, "succeeded")]
+    assert service.state.terminal
+    world.advance(24 * HOUR_MS)
+    assert len(world.commands) == 1
+
+
+def test_paused_workflow_is_not_overdue(world: World, service: Service) -> None:
+    service.start("generate", timeout_ms=1_000)
+    service.emit(WorkflowPaused, reason="operator", actor="kim")
+    world.advance(24 * HOUR_MS)
+    assert not world.records(WorkflowErrorOccurred)
