@@ -28,7 +28,6 @@ check: $(STAMP) ## formatting, lint, types, import rule, schemas
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/kintsugi schemas lint
 
 test: check ## everything CI runs: check, then all tests on the real stack
 	$(BIN)/pytest

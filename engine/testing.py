@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from schemas.ids import derive_id
 from schemas.records import Command, Record
@@ -110,7 +110,7 @@ class Service:
             workflow_type="development",
             occurred_at=self.world.now_us,
             producer="test",
-            **fields,
+            **cast(Any, fields),
         )
 
     def emit(self, kind: type[R], **fields: object) -> R:
