@@ -6,7 +6,8 @@
     |   +-- DecodeError     not one of our records, or damaged
     |   +-- AdmissionError  readable, but breaks a rule that every record obeys
     +-- FatalError          going on would do harm; stop the process
-        +-- ConfigError     wrong configuration; names the key
+    |   +-- ConfigError     wrong configuration; names the key
+    +-- FencedError         another owner took over this partition; drop it and write nothing
     +-- StateError          a state that cannot be saved or restored
 
 Each class says what a caller may do with it: `retriable`, `poison`, `fatal`.
@@ -61,6 +62,10 @@ class FatalError(KintsugiError):
 
 class ConfigError(FatalError):
     """Wrong configuration. The message names the key, its value and what is allowed."""
+
+
+class FencedError(KintsugiError):
+    """Another process owns this partition now. Nothing was written; drop the partition."""
 
 
 class StateError(KintsugiError):

@@ -1,0 +1,37 @@
+"""Named points where a process can be told to die, for tests of what a crash leaves behind.
+
+`KINTSUGI_CRASH_AT=name` or `name:n` ends the process with SIGKILL when the point is reached the first or n-th time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+#: Between reading a batch, folding it, handing its effects to the producer, their acknowledgement, and the commit.
+POINTS = ("after_poll", "after_fold", "after_append", "after_flush", "after_write", "after_commit")
+
+
+def _nothing(name: str) -> None:
+    """No crash is asked for."""
+
+
+def _armed(setting: str) -> Callable[[str], None]:
+    wanted, _, count = setting.partition(":")
+    left = int(count or 1)
+
+    def reached(name: str) -> None:
+        nonlocal left
+        if name == wanted:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return reached
+
+
+#: Call with one of POINTS.
+crash_point: Callable[[str], None] = (
+    _armed(os.environ["KINTSUGI_CRASH_AT"]) if "KINTSUGI_CRASH_AT" in os.environ else _nothing
+)

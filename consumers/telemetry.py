@@ -1,0 +1,100 @@
+"""Metrics and logs of every role. Labels are bounded; workflow ids are in logs only, states and stack traces in neither."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
+from structlog.typing import FilteringBoundLogger
+
+_FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+EVENTS_PROCESSED = Counter("kintsugi_events_processed_total", "Records processed", ["role", "outcome"])
+PROCESSING_SECONDS = Histogram(
+    "kintsugi_event_processing_seconds", "Handling of one batch, by record", ["role"], buckets=_FAST
+)
+LAG_RECORDS = Gauge("kintsugi_consumer_lag_records", "Records not yet processed", ["role", "topic", "partition"])
+LAG_SECONDS = Gauge(
+    "kintsugi_consumer_lag_seconds", "Now minus the broker time of the next record", ["role", "topic", "partition"]
+)
+HEARTBEAT = Gauge("kintsugi_heartbeat_timestamp_seconds", "When the loop last came round", ["role"])
+PARTITIONS = Gauge("kintsugi_partitions_assigned", "Partitions this process owns", ["role"])
+BACKOFFS = Counter("kintsugi_partition_backoffs_total", "Times a partition was paused to be tried again", ["role"])
+REBALANCES = Counter("kintsugi_rebalances_total", "Changes of the assignment", ["role", "kind"])
+FENCED_WRITES = Counter("kintsugi_fenced_writes_total", "Writes refused because another owner took over", ["role"])
+
+EFFECTS = Counter("kintsugi_effects_total", "Facts appended and commands sent", ["kind"])
+RECOVERY_ATTEMPTS = Counter("kintsugi_recovery_attempts_total", "Finished attempts", ["strategy", "outcome"])
+RECOVERY_SECONDS = Histogram(
+    "kintsugi_recovery_duration_seconds", "From decision to the end of the attempt", ["strategy"], buckets=_SLOW
+)
+DETECTION_SECONDS = Histogram(
+    "kintsugi_error_detection_seconds",
+    "From the moment an error was in the log, or a deadline passed, to its fold",
+    ["detected_by"],
+    buckets=_FAST,
+)
+INTERVENTIONS_OPEN = Gauge("kintsugi_interventions_open", "Repairs that wait for a human")
+WORKFLOWS_OPEN = Gauge("kintsugi_workflows_in_memory", "Workflow states kept in memory")
+STATE_FAILURES = Counter("kintsugi_state_validation_failures_total", "Checkpoints that did not verify", ["reason"])
+DEAD_LETTERS = Counter("kintsugi_dlq_records_total", "Records set aside", ["reason"])
+SNAPSHOTS = Counter("kintsugi_snapshots_total", "Snapshots written, read, and ignored", ["outcome"])
+SNAPSHOT_SECONDS = Histogram(
+    "kintsugi_snapshot_dump_seconds", "Time the loop stood still for a snapshot", buckets=_FAST
+)
+BUILD = Info("kintsugi_build", "Version of this process")
+
+
+def setup_logs(role: str, *, level: str = "info") -> None:
+    """One JSON object per line on stderr, with the role. Raises ValueError for an unknown level."""
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"log level {level!r}: one of debug, info, warning, error")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _plain_errors,
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(role=role)
+
+
+def log() -> FilteringBoundLogger:
+    """The logger."""
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def serve_metrics(port: int) -> int:
+    """Serve /metrics on 127.0.0.1 in a daemon thread; 0 takes a free port. Returns the port."""
+    try:
+        build = version("kintsugi")
+    except PackageNotFoundError:
+        build = "unknown"
+    BUILD.info({"version": build})
+    server, _ = start_http_server(port, addr="127.0.0.1")
+    return int(server.server_port)
+
+
+def _plain_errors(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """An exception is logged by its class and message; a stack may quote what must not be logged."""
+    error = event.get("error")
+    if isinstance(error, BaseException):
+        event["error"] = f"{type(error).__name__}: {error}"[:500]
+    return event
+
+
+def _dumps(event: Any, **_: Any) -> str:
+    return orjson.dumps(event, default=str).decode()
