@@ -211,7 +211,9 @@ def intervention_resolved(state: WorkflowState, record: InterventionResolved, ev
 
 
 def timer_fired(state: WorkflowState, record: TimerFired, event: Delivered) -> bool:
-    """A moment passed. Only what still waits for exactly this moment is moved."""
+    """A moment passed. Only what still waits for exactly this moment is moved, and never before its time."""
+    if event.timestamp_us < record.due_at:
+        return False  # written by a process whose clock runs ahead of the broker's
     if record.kind in ("step_timeout", "heartbeat_timeout"):
         _run_timed_out(state, record)
     elif record.kind == "workflow_timeout":
