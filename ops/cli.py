@@ -1,0 +1,70 @@
+"""`kintsugi`: one group whose commands are imported only when they are called, so that help is fast."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+#: name -> (where it is, one line of help). Help must not import a command.
+COMMANDS = {
+    "up": ("ops.commands.stack:up", "Start the local stack: Kafka, schema registry, Postgres."),
+    "status": ("ops.commands.stack:status", "Show how each part of the local stack is."),
+    "logs": ("ops.commands.stack:logs", "Show the end of a part's log."),
+    "down": ("ops.commands.stack:down", "Stop the local stack."),
+    "doctor": ("ops.commands.doctor:doctor", "Check everything Kintsugi needs; each line says the fix."),
+    "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
+    "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
+    "db": ("ops.commands.db:db", "Migrate the database."),
+    "policy": ("ops.commands.policy:policy", "Validate a policy file."),
+    "run": ("ops.commands.run:run", "Run a role: recovery, projector, or all."),
+    "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, show its timeline."),
+    "errors": ("ops.commands.errors:errors", "List errors, show one with its repairs."),
+    "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
+}
+
+_EXAMPLES = """
+Examples:
+
+\b
+  kintsugi up                      start Kafka, registry and Postgres here
+  kintsugi doctor                  what is missing, and how to get it
+  kintsugi run all                 recovery and projector in this terminal
+  kintsugi errors list             what is broken, and what was tried
+  kintsugi workflows timeline ID   everything that happened to one workflow
+"""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        found = COMMANDS.get(name)
+        if found is None:
+            return None
+        module, attribute = found[0].split(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kintsugi", prog_name="kintsugi")
+def cli() -> None:
+    """Kintsugi mends broken workflows and keeps every break, decision and repair as an event."""
+
+
+def main() -> None:
+    """Entry point: runs the command, turns our errors into a message and an exit code."""
+    from ops.output import guarded
+
+    guarded(cli)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""`kintsugi up | status | logs | down`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ops import stack
+from ops.output import CONFLICT, FAILED, NotFoundError, output_option, say, show, show_json
+
+
+@click.command()
+@output_option
+def up(output: str) -> None:
+    """Start what does not run yet and wait until it answers. A second `up` changes nothing."""
+    began = time.monotonic()
+    addresses = stack.ensure(say=say)
+    say(f"the stack is up ({time.monotonic() - began:.1f} s)")
+    if output == "json":
+        show_json(asdict(addresses))
+    else:
+        for name, value in addresses.environment().items():
+            click.echo(f"export {name}={value}")
+
+
+@click.command()
+@output_option
+def status(output: str) -> None:
+    """State of each part; a part that crashed comes with the end of its log. Exit 1 unless all run."""
+    parts = stack.status()
+    if output == "json":
+        show_json([asdict(p) for p in parts])
+    else:
+        show([asdict(p) for p in parts], output, columns=("name", "state", "pid", "address", "log"))
+        for part in parts:
+            if part.log_tail:
+                click.echo(f"\n{part.name}: the end of its log\n{part.log_tail}")
+    if any(p.state != "running" for p in parts):
+        if output == "table":
+            say("not all parts run; kintsugi up starts them")
+        raise click.exceptions.Exit(FAILED)
+
+
+@click.command()
+@click.argument("part")
+@click.option("--lines", type=click.IntRange(1, 10_000), default=50, show_default=True)
+def logs(part: str, lines: int) -> None:
+    """The end of the log of PART: postgres, kafka or registry."""
+    from ops.stack.processes import tail
+
+    known = {p.name: p for p in stack.status()}
+    if part not in known:
+        raise NotFoundError(f"no part {part!r}; one of {', '.join(known)}")
+    if not known[part].log:
+        raise NotFoundError(f"{part} was never started here; kintsugi up starts it")
+    click.echo(tail(Path(known[part].log), lines))
+
+
+@click.command()
+@click.option("--purge", is_flag=True, help="Delete all data of the local stack too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def down(purge: bool, yes: bool) -> None:
+    """Stop every part. Data is kept unless --purge is given."""
+    if purge and not yes and not click.confirm("delete all data of the local stack?", err=True):
+        raise click.exceptions.Exit(CONFLICT)
+    stack.down(purge=purge, say=say)
+    say("the stack is down")

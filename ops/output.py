@@ -1,0 +1,96 @@
+"""What all commands share: tables or JSON on stdout, talk on stderr, errors with a hint, exit codes with names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+OK, FAILED, USAGE, NOT_FOUND, CONFLICT, PARTIAL, MISMATCH, DENIED, TIMED_OUT = range(9)
+TEMPORARY = 75
+INTERRUPTED = 130
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option(command: F) -> F:
+    """`--output table|json`; the function gets `output`."""
+    return click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)(command)
+
+
+def say(message: str) -> None:
+    """Talk to the person: stderr."""
+    click.echo(message, err=True)
+
+
+def show(rows: Sequence[dict[str, Any]], output: str, *, columns: Sequence[str] | None = None, empty: str = "") -> None:
+    """Print rows on stdout, as a table or as JSON."""
+    if output == "json":
+        show_json(list(rows))
+        return
+    if not rows:
+        say(empty or "nothing to show")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(columns or rows[0])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in names))
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "200"))
+    Console(width=width, no_color=True if os.environ.get("NO_COLOR") else None, highlight=False).print(table)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    import orjson
+
+    option = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
+    click.echo(orjson.dumps(value, default=str, option=option).decode())
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat(sep=" ", timespec="milliseconds"))
+    return str(value)
+
+
+class NotFoundError(click.ClickException):
+    """Nothing with that id."""
+
+    exit_code = NOT_FOUND
+
+
+def guarded(command: click.Command) -> None:
+    """Run the command line. Our own errors become one message, a hint and an exit code; others keep their trace."""
+    from schemas.errors import KintsugiError
+
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        say("interrupted")
+        sys.exit(INTERRUPTED)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KintsugiError as error:
+        say(f"error: {error}")
+        if error.hint:
+            say(f"  try: {error.hint}")
+        sys.exit(TEMPORARY if error.retriable else FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(FAILED)
