@@ -1,10 +1,11 @@
-"""Metrics and logs of every role. Labels are bounded; workflow ids are in logs only, states and stack traces in neither."""
+"""Metrics and logs of every role. Labels are bounded; workflow ids are in logs only, states in neither."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from collections.abc import MutableMapping
 from typing import Any
 
 import orjson
@@ -44,6 +45,7 @@ INTERVENTIONS_OPEN = Gauge("kintsugi_interventions_open", "Repairs that wait for
 WORKFLOWS_OPEN = Gauge("kintsugi_workflows_in_memory", "Workflow states kept in memory")
 STATE_FAILURES = Counter("kintsugi_state_validation_failures_total", "Checkpoints that did not verify", ["reason"])
 DEAD_LETTERS = Counter("kintsugi_dlq_records_total", "Records set aside", ["reason"])
+TIMERS = Counter("kintsugi_timers_fired_total", "Timer facts written", ["kind"])
 SNAPSHOTS = Counter("kintsugi_snapshots_total", "Snapshots written, read, and ignored", ["outcome"])
 SNAPSHOT_SECONDS = Histogram(
     "kintsugi_snapshot_dump_seconds", "Time the loop stood still for a snapshot", buckets=_FAST
@@ -88,7 +90,7 @@ def serve_metrics(port: int) -> int:
     return int(server.server_port)
 
 
-def _plain_errors(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _plain_errors(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """An exception is logged by its class and message; a stack may quote what must not be logged."""
     error = event.get("error")
     if isinstance(error, BaseException):

@@ -1,0 +1,45 @@
+"""Records that cannot be read or applied, set aside: key, value, headers and time untouched, and why beside them.
+
+Only the recovery role writes them. A batch that is done again writes them again; readers tell copies apart by topic,
+partition and offset.
+"""
+
+from __future__ import annotations
+
+from confluent_kafka import Message
+
+from schemas.errors import PoisonError
+from schemas.headers import Headers
+
+#: An exception's message may quote the record; a header is no place for a megabyte.
+_TEXT_MAX = 1000
+_PREFIX = "__connect.errors."
+
+STAGE_DECODE = "VALUE_CONVERTER"
+STAGE_APPLY = "TASK_PUT"
+
+
+def dead_letter_headers(message: Message, error: Exception, stage: str) -> Headers:
+    """The record's own headers, then Kafka Connect's; none that is there already is overwritten."""
+    reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
+    kind = type(error)
+    found: Headers = [(name, value) for name, value in message.headers() or ()]  # type: ignore[misc]
+    values = {
+        "topic": str(message.topic()),
+        "partition": str(message.partition()),
+        "offset": str(message.offset()),
+        "connector.name": "kintsugi",
+        "task.id": str(message.partition()),
+        "stage": stage,
+        "class.name": "schemas.admission" if stage == STAGE_DECODE else "engine.fold",
+        "exception.class.name": f"{kind.__module__}.{kind.__qualname__}",
+        "exception.message": f"{reason}: {error}"[:_TEXT_MAX],
+        # Where in our code it was found out tells a reader nothing; the message does.
+        "exception.stacktrace": "",
+    }
+    taken = {name for name, _ in found}
+    return found + [
+        (_PREFIX + name, value.encode("utf-8", "replace"))
+        for name, value in values.items()
+        if _PREFIX + name not in taken
+    ]

@@ -1,0 +1,54 @@
+"""What a role gives to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import Message
+
+from schemas.errors import KintsugiError
+
+from .deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRange:
+    """A partition as it is when it is taken over: first and next offset of the log, and the group's position."""
+
+    partition: int
+    low: int
+    high: int
+    committed: int | None
+
+
+class Handler(Protocol):
+    """A role. All methods run on the loop's thread, between polls.
+
+    `assigned`, `handle` and `flush` may report a RetriableError (the partition is paused and taken up again later,
+    beginning with `assigned`), a FencedError (the partition is dropped) or a FatalError (the process stops).
+    """
+
+    def assigned(self, log: LogRange) -> int | None:
+        """Take a partition, or take it up again, dropping what was kept of it. Returns the offset to start at;
+        None for the group's position, else the beginning."""
+
+    def handle(self, partition: int, messages: Sequence[Message]) -> None:
+        """Process records in their order. What it leaves undone is done by the end of the next `flush`."""
+
+    def flush(self) -> Mapping[int, KintsugiError]:
+        """Make everything handled durable; what did not succeed, by partition."""
+
+    def committed(self, partition: int, next_offset: int) -> None:
+        """The batch up to `next_offset` is durable."""
+
+    def tick(self, now_us: int, caught_up: Callable[[int], bool]) -> int | None:
+        """Do what is due at broker time `now_us`; a `flush` follows. Returns when to come again; None for never.
+        `caught_up` says whether all records now in a partition's log have been handled."""
+
+    def revoked(self, partitions: Sequence[int], deadline: Deadline) -> None:
+        """Partitions go to another member, or the process stops: last chance to save, all is flushed."""
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Partitions belong to another member already: forget them, write nothing."""

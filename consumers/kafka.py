@@ -1,0 +1,95 @@
+"""Settings of our Kafka clients, and how their errors are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError
+
+from schemas.errors import ConfigError
+from schemas.topics import MESSAGE_SIZE_BYTES_MAX
+
+from .telemetry import log
+
+MAX_POLL_INTERVAL_MS = 120_000
+#: Any broker accepts six seconds; the local stack allows less, see ops/stack/kafka.properties.
+SESSION_TIMEOUT_MS = 6_000
+HEARTBEAT_INTERVAL_MS = 500
+#: A record that the broker has not taken after this long is given up, and its batch is done again.
+DELIVERY_TIMEOUT_MS = 15_000
+#: Settings that the loop's guarantees rest on.
+_OURS = frozenset({"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "enable.idempotence", "acks"})
+
+
+def consumer_settings(servers: str, group: str, extra: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of a group member. `extra` are librdkafka's own names; ConfigError for those that are ours to set."""
+    _refuse(extra)
+    settings: dict[str, Any] = {
+        "bootstrap.servers": servers,
+        "group.id": group,
+        "client.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
+        "fetch.message.max.bytes": MESSAGE_SIZE_BYTES_MAX + 1024 * 1024,
+        "queued.max.messages.kbytes": 65_536,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        "topic.metadata.refresh.interval.ms": 30_000,
+        "allow.auto.create.topics": False,
+        "log_level": 4,
+    }
+    if extra.get("group.protocol", "classic") == "classic":
+        # With the newer protocol (KIP-848) the broker sets these.
+        settings["session.timeout.ms"] = SESSION_TIMEOUT_MS
+        settings["heartbeat.interval.ms"] = HEARTBEAT_INTERVAL_MS
+        settings["partition.assignment.strategy"] = "cooperative-sticky"
+    settings.update({k: v for k, v in extra.items() if not k.startswith("producer.")})
+    return settings
+
+
+def producer_settings(servers: str, client_id: str, extra: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of the one idempotent producer of a role. `extra` names begin with "producer."."""
+    _refuse({k.removeprefix("producer."): v for k, v in extra.items()})
+    return {
+        "bootstrap.servers": servers,
+        "client.id": client_id,
+        "enable.idempotence": True,
+        "acks": "all",
+        "linger.ms": 0,
+        "message.timeout.ms": DELIVERY_TIMEOUT_MS,
+        "message.max.bytes": MESSAGE_SIZE_BYTES_MAX + 1024 * 1024,
+        "queue.buffering.max.messages": 100_000,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        "log_level": 4,
+        **{k.removeprefix("producer."): v for k, v in extra.items() if k.startswith("producer.")},
+    }
+
+
+def is_incremental(settings: Mapping[str, Any]) -> bool:
+    """Whether assignments come as differences: cooperative-sticky, and always with KIP-848."""
+    if settings.get("group.protocol", "classic") == "consumer":
+        return True
+    return "cooperative-sticky" in str(settings.get("partition.assignment.strategy", ""))
+
+
+def describe(error: KafkaError) -> str:
+    """One line. Reading a KafkaError raises SystemError while another exception is on its way."""
+    try:
+        return f"{error.name()}: {error.str()}"
+    except SystemError:
+        return "a Kafka error that cannot be read"
+
+
+def report(error: KafkaError) -> None:
+    """librdkafka's `error_cb`: what it retries by itself is only logged; fatal ones come through poll as well."""
+    log().warning("kafka", error=describe(error), fatal=bool(error.fatal()))
+
+
+def _refuse(extra: Mapping[str, str]) -> None:
+    for key in extra:
+        if key in _OURS:
+            raise ConfigError(f"-X {key}: the guarantees of this process rest on it; it cannot be set")

@@ -1,0 +1,112 @@
+"""The one idempotent producer of a role. What it takes is in the log when `flush` says nothing against it.
+
+Each record names the partition that caused it: when a record is not delivered, that partition's batch is done again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from schemas.errors import FatalError, KintsugiError, RetriableError
+from schemas.headers import Headers
+
+from .clock import BrokerClock
+from .deadline import Deadline
+from .kafka import DELIVERY_TIMEOUT_MS, describe, report
+
+#: librdkafka gives every record up after DELIVERY_TIMEOUT_MS, so a flush ends by itself shortly after.
+FLUSH_TIMEOUT_S = DELIVERY_TIMEOUT_MS / 1000 + 5.0
+
+
+class Outbox:
+    """Sends records in the order given. One thread."""
+
+    def __init__(self, settings: dict[str, Any], clock: BrokerClock) -> None:
+        self._settings = {**settings, "error_cb": self._on_error}
+        self._clock = clock
+        self._producer = Producer(self._settings)
+        self._broken = False
+        self._waiting: Counter[int] = Counter()
+        self._failed: dict[int, KintsugiError] = {}
+        self._generation = 0
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        *,
+        cause: int,
+        partition: int = -1,
+        timestamp_ms: int = 0,
+    ) -> None:
+        """Hand one record over. `cause` is the partition that is done again when it is lost.
+
+        RetriableError when the queue stays full; FatalError for a record that can never be sent.
+        """
+        delivered = partial(self._delivered, self._generation, cause)
+        deadline = Deadline(FLUSH_TIMEOUT_S)
+        while True:
+            try:
+                self._producer.produce(
+                    topic, value, key, partition, on_delivery=delivered, timestamp=timestamp_ms, headers=headers
+                )
+                self._waiting[cause] += 1
+                return
+            except BufferError:
+                if deadline.passed:
+                    raise RetriableError("the producer's queue stays full") from None
+                self._producer.poll(0.05)
+            except KafkaException as error:
+                code = error.args[0]
+                if code.fatal() or code.code() == KafkaError._FATAL:
+                    self._broken = True
+                    raise RetriableError(f"the producer broke: {describe(code)}") from error
+                raise FatalError(f"{topic} refuses a record: {describe(code)}") from error
+
+    def flush(self) -> dict[int, KintsugiError]:
+        """Wait for the broker. Returns, by causing partition, why something is not in the log."""
+        if self._waiting:
+            self._producer.flush(FLUSH_TIMEOUT_S)
+        else:
+            self._producer.poll(0)
+        for cause in self._waiting:
+            self._failed.setdefault(cause, RetriableError("the broker did not answer in time"))
+        if self._waiting or self._broken:
+            self._renew()
+        failed, self._failed = self._failed, {}
+        return failed
+
+    def close(self) -> None:
+        """Send what is left, within the delivery time."""
+        self._producer.flush(FLUSH_TIMEOUT_S)
+
+    def _renew(self) -> None:
+        """A producer with a fatal error, or with records of unknown fate, is not used again."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+        self._producer = Producer(self._settings)
+        self._generation += 1
+        self._waiting.clear()
+        self._broken = False
+
+    def _delivered(self, generation: int, cause: int, error: KafkaError | None, message: Message) -> None:
+        if generation != self._generation:
+            return
+        self._waiting[cause] -= 1
+        if self._waiting[cause] <= 0:
+            del self._waiting[cause]
+        if error is None:
+            self._clock.acknowledged(message.timestamp()[1] * 1000)
+            return
+        self._failed[cause] = RetriableError(f"{message.topic()}: {describe(error)}")
+
+    def _on_error(self, error: KafkaError) -> None:
+        report(error)
+        if error.fatal():
+            self._broken = True
