@@ -1,0 +1,183 @@
+"""Everything Kintsugi needs, checked one by one; each finding carries its fix."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from schemas.errors import KintsugiError
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_DISK_FREE_BYTES_MIN = 1024**3
+_CLOCK_SKEW_S_MAX = 1.0
+_POSTGRES_VERSION_MIN = 150_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line: what was checked, ok | warn | fail, what was found, and the fix."""
+
+    check: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Run every check; one that breaks is a finding, never an exception."""
+    from ops.stack import addresses
+
+    try:
+        at = addresses()
+    except KintsugiError as error:
+        return [Finding(check="addresses", state=FAIL, found=str(error), fix=error.hint or "kintsugi up")]
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("kafka", lambda: _kafka(at.kafka)),
+        ("registry", lambda: _registry(at.registry)),
+        ("postgres", lambda: _postgres(at.postgres)),
+        ("objects", lambda: _objects(at.objects)),
+        ("policy", _policy),
+        ("decoder", _decoder),
+    ]
+    findings = []
+    for name, check in checks:
+        try:
+            findings += list(check())
+        except KintsugiError as error:
+            findings.append(Finding(check=name, state=FAIL, found=str(error), fix=error.hint or "kintsugi status"))
+        except Exception as error:
+            findings.append(
+                Finding(check=name, state=FAIL, found=f"{type(error).__name__}: {error}"[:300], fix="kintsugi status")
+            )
+    return findings
+
+
+def _kafka(kafka: str) -> Iterator[Finding]:
+    from ops.kafka_topics import describe
+
+    states = describe(kafka)
+    yield Finding(check="kafka", state=OK, found=f"{kafka} answers")
+    for state in states:
+        name = f"topic {state.name}"
+        if not state.exists:
+            yield Finding(check=name, state=FAIL, found="missing", fix="kintsugi topics create")
+        elif any("timestamp" in d for d in state.differences):
+            yield Finding(
+                check=name,
+                state=FAIL,
+                found="; ".join(state.differences),
+                fix=f"kafka-configs.sh --alter --topic {state.name} --add-config message.timestamp.type=LogAppendTime",
+            )
+        elif state.differences:
+            yield Finding(
+                check=name, state=WARN, found="; ".join(state.differences), fix="compare with kintsugi topics describe"
+            )
+        else:
+            yield Finding(check=name, state=OK, found=f"{state.partitions} partitions")
+
+
+def _registry(url: str) -> Iterator[Finding]:
+    from schemas.registry import Registry
+
+    found = Registry(url).compare()
+    missing = [f.subject for f in found if f.state == "missing"]
+    newer = [f.subject for f in found if f.state == "newer"]
+    if missing:
+        yield Finding(
+            check="schemas",
+            state=FAIL,
+            found=f"{len(missing)} of {len(found)} not registered, first {missing[0]}",
+            fix="kintsugi schemas register",
+        )
+    elif newer:
+        yield Finding(
+            check="schemas",
+            state=WARN,
+            found=f"{len(newer)} have a newer version than ours, first {newer[0]}",
+            fix="upgrade this installation",
+        )
+    else:
+        yield Finding(check="schemas", state=OK, found=f"{len(found)} registered at {url}")
+
+
+def _postgres(url: str) -> Iterator[Finding]:
+    import psycopg
+
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        before = time.time()
+        row = connection.execute(
+            "SELECT current_setting('server_version_num')::int, extract(epoch FROM clock_timestamp())::float8,"
+            " current_setting('synchronous_commit'), to_regclass('kintsugi.positions') IS NOT NULL"
+        ).fetchone()
+        after = time.time()
+    assert row is not None
+    number, now_s, synchronous, migrated = row
+    fine = number >= _POSTGRES_VERSION_MIN
+    yield Finding(
+        check="postgres",
+        state=OK if fine else FAIL,
+        found=f"version {number // 10000}",
+        fix="" if fine else "PostgreSQL 15 or newer",
+    )
+    if synchronous == "off":
+        yield Finding(
+            check="postgres durability",
+            state=WARN,
+            found="synchronous_commit is off",
+            fix="ALTER SYSTEM SET synchronous_commit = on",
+        )
+    skew_s = 0.0 if before <= now_s <= after else min(abs(now_s - before), abs(now_s - after))
+    good = skew_s <= _CLOCK_SKEW_S_MAX
+    yield Finding(
+        check="clock",
+        state=OK if good else WARN,
+        found=f"{skew_s:.3f} s from Postgres' clock",
+        fix="" if good else "run NTP on both",
+    )
+    yield Finding(
+        check="tables",
+        state=OK if migrated else FAIL,
+        found="present" if migrated else "missing",
+        fix="" if migrated else "kintsugi db migrate",
+    )
+
+
+def _objects(url: str) -> Iterator[Finding]:
+    parsed = urlparse(url)
+    if parsed.scheme != "file":
+        yield Finding(check="objects", state=OK, found=f"{parsed.scheme} store (not probed)")
+        return
+    folder = Path(unquote(parsed.path))
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    fine = free >= _DISK_FREE_BYTES_MIN
+    yield Finding(
+        check="objects",
+        state=OK if fine else WARN,
+        found=f"{folder}: {free / 1024**3:.1f} GiB free",
+        fix="" if fine else "make room",
+    )
+
+
+def _policy() -> Iterator[Finding]:
+    from engine.policy import default_policy
+
+    for warning in default_policy().warnings:
+        yield Finding(check="policy", state=WARN, found=warning, fix="choose another strategy, or accept its fallback")
+
+
+def _decoder() -> Iterator[Finding]:
+    import fastavro
+
+    fast = fastavro.schemaless_reader.__module__.endswith("_read") or hasattr(fastavro._read, "__file__")
+    compiled = fast and str(getattr(fastavro._read, "__file__", "")).endswith((".so", ".pyd"))
+    yield Finding(
+        check="avro decoder",
+        state=OK if compiled else WARN,
+        found="compiled" if compiled else "pure Python, far slower",
+        fix="" if compiled else "install a fastavro wheel for this platform",
+    )

@@ -1,0 +1,38 @@
+"""The real stack for tests: Kafka, registry and Postgres, started once per session in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops import stack
+from ops.kafka_topics import create
+from ops.stack import Addresses
+from ops.stack.state import VARIABLES
+from schemas.catalog import shipped
+from schemas.registry import Registry
+
+HOME = Path(__file__).parents[1] / ".kintsugi" / "test"
+
+
+@pytest.fixture(scope="session")
+def addresses() -> Iterator[Addresses]:
+    """A stack with topics and schemas. One given by the environment is used as it is, and left running."""
+    given = all(os.environ.get(v) for v in VARIABLES.values())
+    if not given:
+        stack.down(HOME, purge=True)  # what a killed run left behind
+    at = stack.ensure(HOME)
+    create(at.kafka)
+    Registry(at.registry).register(shipped().values())
+    yield at
+    if not given:
+        stack.down(HOME, purge=True)
+
+
+@pytest.fixture(scope="session")
+def environment(addresses: Addresses) -> dict[str, str]:
+    """Environment for child processes that talk to the test stack."""
+    return {**os.environ, **addresses.environment()}
