@@ -15,12 +15,7 @@ COMMANDS = {
     "doctor": ("ops.commands.doctor:doctor", "Check everything Kintsugi needs; each line says the fix."),
     "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
     "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
-    "db": ("ops.commands.db:db", "Migrate the database."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
-    "run": ("ops.commands.run:run", "Run a role: recovery, projector, or all."),
-    "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, show its timeline."),
-    "errors": ("ops.commands.errors:errors", "List errors, show one with its repairs."),
-    "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
 }
 
 _EXAMPLES = """

@@ -83,7 +83,8 @@ def _kafka(kafka: str) -> Iterator[Finding]:
 def _registry(url: str) -> Iterator[Finding]:
     from schemas.registry import Registry
 
-    found = Registry(url).compare()
+    with Registry(url) as registry:
+        found = registry.compare()
     missing = [f.subject for f in found if f.state == "missing"]
     newer = [f.subject for f in found if f.state == "newer"]
     if missing:

@@ -77,12 +77,12 @@ def guarded(command: click.Command) -> None:
     from schemas.errors import KintsugiError
 
     try:
-        command.main(standalone_mode=False)
+        code = command.main(standalone_mode=False)
+        if isinstance(code, int):  # what a command's Exit carried
+            sys.exit(code)
     except click.exceptions.Abort:
         say("interrupted")
         sys.exit(INTERRUPTED)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

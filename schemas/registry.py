@@ -49,6 +49,16 @@ class Registry:
         self._texts: dict[int, str] = {}
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Give up the connections."""
+        self._client.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def id_of(self, schema: Schema) -> int:
         """Registered id. FatalError when it is not registered, RetriableError when the registry is away."""
         found = self.lookup(schema)

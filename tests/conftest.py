@@ -26,7 +26,8 @@ def addresses() -> Iterator[Addresses]:
         stack.down(HOME, purge=True)  # what a killed run left behind
     at = stack.ensure(HOME)
     create(at.kafka)
-    Registry(at.registry).register(shipped().values())
+    with Registry(at.registry) as registry:
+        registry.register(shipped().values())
     yield at
     if not given:
         stack.down(HOME, purge=True)

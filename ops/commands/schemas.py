@@ -23,7 +23,8 @@ def register(dry_run: bool, output: str) -> None:
     from ops.stack import addresses
     from schemas.registry import Registry
 
-    done = Registry(addresses().registry).register(shipped().values(), dry_run=dry_run)
+    with Registry(addresses().registry) as registry:
+        done = registry.register(shipped().values(), dry_run=dry_run)
     show([{"subject": r.subject, "id": r.schema_id, "state": r.state} for r in done], output)
 
 
@@ -39,9 +40,9 @@ def check(offline: bool, output: str) -> None:
         from ops.stack import addresses
         from schemas.registry import Registry
 
-        for found in Registry(addresses().registry).compare():
-            if found.state != "registered":
-                rows.append({"schema": found.subject, "against": "registry", "problem": found.state})
+        with Registry(addresses().registry) as registry:
+            differing = [f for f in registry.compare() if f.state != "registered"]
+        rows += [{"schema": f.subject, "against": "registry", "problem": f.state} for f in differing]
     show(
         rows, output, empty="every schema is compatible and registered" if not offline else "every schema is compatible"
     )

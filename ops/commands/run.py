@@ -1,0 +1,106 @@
+"""`kintsugi run ROLE`: one role in this process, or all of them as child processes."""
+
+from __future__ import annotations
+
+import click
+
+ROLES = ("recovery", "projector")
+
+
+@click.command("run")
+@click.argument("role", type=click.Choice([*ROLES, "all"]))
+@click.option("--policy", type=click.Path(exists=True, dir_okay=False), help="Policy file; default: the story's.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="0 takes a free port and logs it.")
+@click.option("--group", help="Consumer group; default: kintsugi-ROLE.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option(
+    "-X", "extra", multiple=True, metavar="KEY=VALUE", help="librdkafka setting; producer.KEY for the producer."
+)
+def run(
+    role: str, policy: str | None, metrics_port: int, group: str | None, log_level: str, extra: tuple[str, ...]
+) -> None:
+    """Run a role until SIGTERM or Ctrl-C. `all` runs every role, each in its own process, for development.
+
+    Exit codes: 0 stopped as told, 1 failed, 2 wrong configuration, 75 a dependency is down.
+    """
+    import sys
+
+    from schemas.errors import ConfigError, FatalError, KintsugiError, RetriableError
+
+    try:
+        pairs = dict(_pair(item) for item in extra)
+        if role == "all":
+            sys.exit(_run_all(policy, log_level, extra))
+        _run_one(role, policy, metrics_port, group or f"kintsugi-{role}", log_level, pairs)
+    except KintsugiError as error:
+        click.echo(f"kintsugi run {role}: {error}", err=True)
+        if error.hint:
+            click.echo(f"  {error.hint}", err=True)
+        code = 2 if isinstance(error, ConfigError) else 75 if isinstance(error, RetriableError) else 1
+        assert isinstance(error, FatalError) or code != 2
+        sys.exit(code)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    key, found, value = item.partition("=")
+    if not found or not key:
+        raise click.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="-X")
+    return key, value
+
+
+def _run_one(
+    role: str, policy: str | None, metrics_port: int, group: str, log_level: str, extra: dict[str, str]
+) -> None:
+    from pathlib import Path
+
+    from consumers.roles import recovery_loop
+    from consumers.roles import run as run_role
+    from consumers.settings import role_settings
+    from engine.policy import default_policy, load_policy
+    from ops.stack import addresses
+
+    at = addresses()
+    settings = role_settings(
+        kafka=at.kafka,
+        registry=at.registry,
+        postgres=at.postgres,
+        objects=at.objects,
+        group=group,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        extra=extra,
+    )
+    chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
+    if role == "recovery":
+        run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
+    else:
+        from ops.roles import projector_loop
+
+        run_role(role, settings, lambda stack: projector_loop(settings, stack))
+
+
+def _run_all(policy: str | None, log_level: str, extra: tuple[str, ...]) -> int:
+    """Each role as a child; when one ends, all end. Returns the first non-zero exit code."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    shared = ["--log-level", log_level, *(part for item in extra for part in ("-X", item))]
+    if policy is not None:
+        shared += ["--policy", policy]
+    children = [subprocess.Popen([sys.executable, "-m", "ops.cli", "run", name, *shared]) for name in ROLES]
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while not stopping and all(child.poll() is None for child in children):
+        time.sleep(0.2)
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    return next((code for code in [child.wait() for child in children] if code), 0)
