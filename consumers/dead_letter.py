@@ -6,6 +6,8 @@ partition and offset.
 
 from __future__ import annotations
 
+from typing import cast
+
 from confluent_kafka import Message
 
 from schemas.errors import PoisonError
@@ -23,7 +25,7 @@ def dead_letter_headers(message: Message, error: Exception, stage: str) -> Heade
     """The record's own headers, then Kafka Connect's; none that is there already is overwritten."""
     reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
     kind = type(error)
-    found: Headers = [(name, value) for name, value in message.headers() or ()]  # type: ignore[misc]
+    found: Headers = list(cast(Headers, message.headers() or ()))
     values = {
         "topic": str(message.topic()),
         "partition": str(message.partition()),

@@ -15,6 +15,8 @@ from .telemetry import log
 MAX_POLL_INTERVAL_MS = 120_000
 #: Any broker accepts six seconds; the local stack allows less, see ops/stack/kafka.properties.
 SESSION_TIMEOUT_MS = 6_000
+#: A dead member is noticed after this long where the broker allows it.
+SESSION_TIMEOUT_MS_WANTED = 2_000
 HEARTBEAT_INTERVAL_MS = 500
 #: A record that the broker has not taken after this long is given up, and its batch is done again.
 DELIVERY_TIMEOUT_MS = 15_000

@@ -98,7 +98,7 @@ class Loop:
         self._stopping = True
 
     def run(self) -> None:
-        """Run until `stop`. FatalError when going on would do harm. Whatever is raised, nothing unflushed is committed."""
+        """Run until `stop`. FatalError when going on would do harm; nothing unflushed is ever committed."""
         try:
             self._consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost

@@ -111,6 +111,10 @@ class Memory:
             self._fired.popitem(last=False)
         return True
 
+    def unfire(self, event_id: str) -> None:
+        """The log says that this timer fact was written before its time: it has to be written again."""
+        self._fired.pop(event_id, None)
+
     def evict(self) -> None:
         """Forget states of workflows that ended long ago; their ids stay for longer."""
         horizon_us = self.log_us - LINGER_US
@@ -127,7 +131,7 @@ class Memory:
                 self.ended.popitem(last=False)
 
     def forget_strays(self) -> None:
-        """Forget workflows never seen to start that have nothing open and were silent for long. Looks at every state."""
+        """Forget workflows never seen to start, with nothing open and long silent. Looks at every state."""
         horizon_us = self.log_us - STRAY_LINGER_US
         for state in list(self.states.values()):
             if state.started_offset < 0 and not state.cases and not state.runs and state.heard_us < horizon_us:

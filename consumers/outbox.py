@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -54,7 +54,13 @@ class Outbox:
         while True:
             try:
                 self._producer.produce(
-                    topic, value, key, partition, on_delivery=delivered, timestamp=timestamp_ms, headers=headers
+                    topic,
+                    value,
+                    key,
+                    partition,
+                    on_delivery=delivered,
+                    timestamp=timestamp_ms,
+                    headers=cast(Any, headers),
                 )
                 self._waiting[cause] += 1
                 return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from collections.abc import MutableMapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
@@ -99,4 +99,4 @@ def _plain_errors(logger: Any, method: str, event: MutableMapping[str, Any]) -> 
 
 
 def _dumps(event: Any, **_: Any) -> str:
-    return orjson.dumps(event, default=str).decode()
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()

@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": ("ops.commands.doctor:doctor", "Check everything Kintsugi needs; each line says the fix."),
     "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
     "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
+    "run": ("ops.commands.run:run", "Run a role: recovery, or all."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
 }
 

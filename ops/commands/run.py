@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-ROLES = ("recovery", "projector")
+ROLES = ("recovery",)
 
 
 @click.command("run")
@@ -23,22 +23,10 @@ def run(
 
     Exit codes: 0 stopped as told, 1 failed, 2 wrong configuration, 75 a dependency is down.
     """
-    import sys
-
-    from schemas.errors import ConfigError, FatalError, KintsugiError, RetriableError
-
-    try:
-        pairs = dict(_pair(item) for item in extra)
-        if role == "all":
-            sys.exit(_run_all(policy, log_level, extra))
-        _run_one(role, policy, metrics_port, group or f"kintsugi-{role}", log_level, pairs)
-    except KintsugiError as error:
-        click.echo(f"kintsugi run {role}: {error}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-        code = 2 if isinstance(error, ConfigError) else 75 if isinstance(error, RetriableError) else 1
-        assert isinstance(error, FatalError) or code != 2
-        sys.exit(code)
+    pairs = dict(_pair(item) for item in extra)
+    if role == "all":
+        raise SystemExit(_run_all(policy, log_level, extra))
+    _run_one(role, policy, metrics_port, group or f"kintsugi-{role}", log_level, pairs)
 
 
 def _pair(item: str) -> tuple[str, str]:
@@ -71,12 +59,7 @@ def _run_one(
         extra=extra,
     )
     chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
-    if role == "recovery":
-        run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
-    else:
-        from ops.roles import projector_loop
-
-        run_role(role, settings, lambda stack: projector_loop(settings, stack))
+    run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
 
 
 def _run_all(policy: str | None, log_level: str, extra: tuple[str, ...]) -> int:

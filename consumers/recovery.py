@@ -1,0 +1,271 @@
+"""The recovery role: folds the log, appends what the engine decides, sends commands when decisions are read back.
+
+Order per batch: fold, append, flush, commit. A crash between any two is made good by reading again: ids are derived,
+so what is written twice counts once. A batch that could not be written drops the partition's states; they are folded
+anew from the newest snapshot and the log, without effects up to the group's position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from confluent_kafka import Message
+
+from engine.decide import decide
+from engine.effects import Append, Effect
+from engine.events import Delivered, deliver
+from engine.fold import evolve
+from engine.policy import Policy
+from engine.timers import due
+from schemas.admission import admit
+from schemas.codec import Codec, Unknown
+from schemas.errors import AdmissionError, KintsugiError, PoisonError
+from schemas.headers import Headers, headers_for, trace_of
+from schemas.records import Command, Record
+from schemas.records.events import RecoveryAttemptFinished, TimerFired, WorkflowErrorOccurred
+from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
+
+from . import telemetry
+from .crash import crash_point
+from .dead_letter import STAGE_APPLY, STAGE_DECODE, dead_letter_headers
+from .deadline import Deadline
+from .handler import LogRange
+from .memory import Memory
+from .outbox import Outbox
+from .snapshots import Snapshots
+
+ROLE = "recovery"
+#: A snapshot after so many records, or after the interval if there was any.
+SNAPSHOT_RECORDS = 20_000
+SNAPSHOT_INTERVAL_S = 30.0
+#: The loop stands still while a snapshot is made: at most this share of the time.
+SNAPSHOT_SHARE_MAX = 0.01
+#: Timer facts written in one round; the rest follow after a look at the log.
+TIMERS_PER_TICK_MAX = 1_000
+#: While a partition has not caught up, its timers are looked at this often.
+CATCHING_UP_US = 10_000
+STRAYS_INTERVAL_S = 600.0
+
+
+class Recovery:
+    """Handler of the recovery role."""
+
+    def __init__(self, policy: Policy, codec: Codec, outbox: Outbox, snapshots: Snapshots) -> None:
+        self._policy = policy
+        self._codec = codec
+        self._outbox = outbox
+        self._snapshots = snapshots
+        self._memories: dict[int, Memory] = {}
+        self._snapshot_due_s: dict[int, float] = {}
+        self._strays_due_s = time.monotonic() + STRAYS_INTERVAL_S
+        self._now_us = 0
+        self._log = telemetry.log()
+
+    def assigned(self, log: LogRange) -> int | None:
+        """Start at the newest snapshot, else at the beginning; effects begin at the group's position."""
+        self._memories.pop(log.partition, None)
+        found = self._snapshots.newest(log.partition, low=log.low, high=log.high)
+        start = log.low if found is None else found[0]
+        # A snapshot is made of what was flushed: when it is newer than the position, so are the effects.
+        effects_from = max(start, log.committed if log.committed is not None else start)
+        memory = Memory(log.partition, self._policy, effects_from=effects_from, next_offset=start)
+        if found is not None:
+            memory.restore(found[1], found[2])
+        self._memories[log.partition] = memory
+        self._snapshot_due_s[log.partition] = time.monotonic() + SNAPSHOT_INTERVAL_S
+        self._log.info(
+            "partition taken",
+            partition=log.partition,
+            start=start,
+            effects_from=effects_from,
+            states=len(memory.states),
+        )
+        return start
+
+    def handle(self, partition: int, messages: Sequence[Message]) -> None:
+        """Fold the records, and hand what follows from each to the producer before folding the next."""
+        memory = self._memories[partition]
+        for message in messages:
+            self._fold(memory, message)
+        memory.next_offset = (messages[-1].offset() or 0) + 1
+        memory.folded += len(messages)
+        crash_point("after_fold")
+
+    def flush(self) -> Mapping[int, KintsugiError]:
+        """Wait until the log has everything. A partition with a loss is emptied, to be folded anew."""
+        failed = self._outbox.flush()
+        for partition in failed:
+            self._memories.pop(partition, None)
+        return failed
+
+    def committed(self, partition: int, next_offset: int) -> None:
+        """Tidy up, and leave a snapshot now and then."""
+        memory = self._memories[partition]
+        memory.evict()
+        telemetry.WORKFLOWS_OPEN.set(sum(len(m.states) for m in self._memories.values()))
+        telemetry.INTERVENTIONS_OPEN.set(sum(len(m.waiting_for_human) for m in self._memories.values()))
+        now_s = time.monotonic()
+        if memory.folded >= SNAPSHOT_RECORDS or now_s >= self._snapshot_due_s[partition]:
+            if now_s >= self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9 and not self._snapshots.busy:
+                self._snapshot(memory)
+
+    def tick(self, now_us: int, caught_up: Callable[[int], bool]) -> int | None:
+        """Write the timer facts that are due at broker time `now_us`. Returns when the next one is."""
+        self._now_us = now_us
+        nearest_us: int | None = None
+        for memory in self._memories.values():
+            due_us = memory.next_due_us
+            if due_us is None:
+                continue
+            if due_us <= now_us:
+                # What looks overdue may be done further down the log: look there first.
+                if memory.log_us >= due_us or caught_up(memory.partition):
+                    self._fire(memory, now_us)
+                    due_us = memory.next_due_us or now_us + CATCHING_UP_US
+                else:
+                    due_us = now_us + CATCHING_UP_US
+            nearest_us = due_us if nearest_us is None else min(nearest_us, due_us)
+        if time.monotonic() >= self._strays_due_s:
+            self._strays_due_s = time.monotonic() + STRAYS_INTERVAL_S
+            for memory in self._memories.values():
+                memory.forget_strays()
+        return nearest_us
+
+    def revoked(self, partitions: Sequence[int], deadline: Deadline) -> None:
+        """Leave a snapshot to the next owner."""
+        for partition in partitions:
+            memory = self._memories.get(partition)
+            if memory is not None and memory.folded:
+                self._snapshot(memory)
+        self._snapshots.settle(deadline)
+        self.lost(partitions)
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Forget; the new owner derives it all again."""
+        for partition in partitions:
+            self._memories.pop(partition, None)
+            self._snapshot_due_s.pop(partition, None)
+
+    def close(self) -> None:
+        """Let go of the producer and the snapshot threads."""
+        self._outbox.close()
+        self._snapshots.close()
+
+    def _fold(self, memory: Memory, message: Message) -> None:
+        offset, key = message.offset(), message.key()
+        assert offset is not None
+        live = offset >= memory.effects_from
+        try:
+            record = admit(self._codec, key if key is None or isinstance(key, bytes) else key.encode(), message.value())
+            if isinstance(record, Command):
+                raise AdmissionError("wrong_topic", f"{type(record).__name__} is a command, this is the event topic")
+        except PoisonError as error:
+            if live:
+                self._set_aside(memory, message, error, STAGE_DECODE)
+            return
+        if isinstance(record, Unknown):
+            telemetry.EVENTS_PROCESSED.labels(ROLE, "unknown_type").inc()
+            return
+        timestamp_us = message.timestamp()[1] * 1000
+        memory.log_us = max(memory.log_us, timestamp_us)
+        event = deliver(record, memory.partition, offset, timestamp_us)
+        try:
+            state = evolve(memory.get(record.workflow_id, record.workflow_type), event)
+            effects = decide(state, event, self._policy)
+        except Exception as error:  # a defect of ours on one record must not stop the partition's other workflows
+            self._log.error("not applicable", partition=memory.partition, offset=offset, error=error)
+            if live:
+                self._set_aside(memory, message, error, STAGE_APPLY)
+            return
+        if type(record) is TimerFired and timestamp_us < record.due_at:
+            memory.unfire(record.event_id)
+        memory.keep(state)
+        telemetry.EVENTS_PROCESSED.labels(ROLE, "folded" if live else "replayed").inc()
+        if live:
+            self._observe(event)
+            if effects:
+                trace = trace_of(_headers(message)) or memory.traces.get(record.workflow_id)
+                memory.follow(state, trace)
+                self._act(effects, memory.partition, trace)
+
+    def _act(self, effects: Iterable[Effect], partition: int, trace: str | None) -> None:
+        for effect in effects:
+            if isinstance(effect, Append):
+                self._append(effect.record, partition, trace)
+                continue
+            command = effect.command
+            telemetry.EFFECTS.labels(type(command).__name__).inc()
+            headers = headers_for(command, parent=trace)
+            self._outbox.send(
+                COMMANDS, command.workflow_id.encode(), self._codec.encode(command), headers, cause=partition
+            )
+            self._log.info(
+                "command",
+                command=type(command).__name__,
+                workflow_id=command.workflow_id,
+                error_id=command.error_id,
+                command_id=command.command_id,
+                attempt=command.attempt_number,
+                trace_id=headers[0][1][3:35].decode(),
+            )
+
+    def _append(self, record: Record, partition: int, trace: str | None) -> None:
+        """To the partition the cause came from, whatever partitioner the service's client uses."""
+        telemetry.EFFECTS.labels(type(record).__name__).inc()
+        self._outbox.send(
+            EVENTS,
+            record.workflow_id.encode(),
+            self._codec.encode(record),
+            headers_for(record, parent=trace),
+            cause=partition,
+            partition=partition,
+        )
+
+    def _fire(self, memory: Memory, now_us: int) -> None:
+        for state in memory.take_due(now_us, TIMERS_PER_TICK_MAX):
+            for fact in due(state, self._policy, now_us):
+                if memory.first_fired(fact.event_id):
+                    telemetry.TIMERS.labels(fact.kind).inc()
+                    self._append(fact, memory.partition, memory.traces.get(state.workflow_id))
+
+    def _set_aside(self, memory: Memory, message: Message, error: Exception, stage: str) -> None:
+        reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
+        telemetry.DEAD_LETTERS.labels(reason).inc()
+        telemetry.EVENTS_PROCESSED.labels(ROLE, "dead_letter").inc()
+        self._log.warning("dead letter", partition=memory.partition, offset=message.offset(), reason=reason)
+        key, value = message.key(), message.value()
+        self._outbox.send(
+            DEAD_LETTERS,
+            key.encode() if isinstance(key, str) else key,
+            value.encode() if isinstance(value, str) else value,
+            dead_letter_headers(message, error, stage),
+            cause=memory.partition,
+            timestamp_ms=max(0, message.timestamp()[1]),
+        )
+
+    def _observe(self, event: Delivered) -> None:
+        record = event.record
+        if type(record) is WorkflowErrorOccurred:
+            waited_s = (self._now_us - event.timestamp_us) / 1e6
+            telemetry.DETECTION_SECONDS.labels("reported").observe(max(0.0, waited_s))
+        elif type(record) is TimerFired:
+            waited_s = (event.timestamp_us - record.due_at) / 1e6
+            telemetry.DETECTION_SECONDS.labels("timer").observe(max(0.0, waited_s))
+        elif type(record) is RecoveryAttemptFinished:
+            telemetry.RECOVERY_ATTEMPTS.labels(record.strategy, record.outcome).inc()
+            telemetry.RECOVERY_SECONDS.labels(record.strategy).observe(record.duration_ms / 1000)
+        elif event.rejection is not None:
+            telemetry.STATE_FAILURES.labels(event.rejection[0]).inc()
+
+    def _snapshot(self, memory: Memory) -> None:
+        held_up_s = self._snapshots.save(
+            memory.partition, memory.next_offset, memory.states.values(), memory.ended.keys()
+        )
+        memory.folded = 0
+        pause_s = max(SNAPSHOT_INTERVAL_S, held_up_s / SNAPSHOT_SHARE_MAX)
+        self._snapshot_due_s[memory.partition] = time.monotonic() + pause_s
+
+
+def _headers(message: Message) -> Headers:
+    return message.headers() or []  # type: ignore[return-value]

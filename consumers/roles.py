@@ -1,0 +1,141 @@
+"""Builds the roles and runs one in this process, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from engine.policy import Policy
+from schemas.catalog import shipped
+from schemas.codec import Codec
+from schemas.errors import ConfigError, FatalError, RetriableError
+from schemas.registry import Registry
+from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
+
+from . import telemetry
+from .clock import BrokerClock
+from .handler import Handler
+from .kafka import SESSION_TIMEOUT_MS, SESSION_TIMEOUT_MS_WANTED, consumer_settings, describe, producer_settings
+from .loop import Loop
+from .outbox import Outbox
+from .recovery import Recovery
+from .settings import RoleSettings
+from .snapshots import Snapshots
+
+_METADATA_TIMEOUT_S = 15.0
+#: Exit code when the loop does not end within its deadline after a stop.
+_EXIT_STUCK = 1
+
+
+def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Loop:
+    """The recovery role. ConfigError, FatalError or RetriableError when a dependency is not as it must be."""
+    for warning in policy.warnings:
+        telemetry.log().warning("policy", warning=warning)
+    cluster = _cluster(settings, (EVENTS, COMMANDS, DEAD_LETTERS))
+    codec = Codec(_registry(settings, stack))
+    clock = BrokerClock()
+    outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
+    snapshots = Snapshots(settings.objects, cluster=cluster, group=settings.group, topic=EVENTS)
+    handler = Recovery(policy, codec, outbox, snapshots)
+    stack.callback(handler.close)
+    return _loop("recovery", settings, handler, clock)
+
+
+def handler_loop(role: str, settings: RoleSettings, handler: Handler) -> Loop:
+    """Any other handler on the event topic."""
+    _cluster(settings, (EVENTS,))
+    return _loop(role, settings, handler, BrokerClock())
+
+
+def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Loop]) -> None:
+    """Run until told to stop; FatalError or RetriableError when it cannot start or go on.
+
+    A stop that takes longer than `stop_timeout_s` ends the process at once: the next owner does the rest again.
+    """
+    telemetry.setup_logs(role, level=settings.log_level)
+    port = telemetry.serve_metrics(settings.metrics_port)
+    log = telemetry.log()
+    with ExitStack() as stack:
+        loop = build(stack)
+        with _signals(loop, settings.stop_timeout_s):
+            log.info("started", metrics=f"http://127.0.0.1:{port}/metrics", group=settings.group)
+            try:
+                loop.run()
+            except (FatalError, RetriableError) as error:
+                log.error("stopped by an error", error=error, hint=error.hint)
+                raise
+    log.info("stopped")
+
+
+def _loop(role: str, settings: RoleSettings, handler: Handler, clock: BrokerClock) -> Loop:
+    own = consumer_settings(settings.kafka, settings.group, settings.extra)
+    if "session.timeout.ms" in own and "session.timeout.ms" not in settings.extra:
+        own["session.timeout.ms"] = _session_timeout_ms(settings.kafka)
+    return Loop(role, EVENTS, own, handler, clock)
+
+
+def _registry(settings: RoleSettings, stack: ExitStack) -> Registry:
+    """Every schema we write must be registered already; asked now, not at the first error of a workflow."""
+    registry = stack.enter_context(Registry(settings.registry))
+    for schema in shipped().values():
+        registry.id_of(schema)
+    return registry
+
+
+def _admin(servers: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": servers, "log_level": 0})
+
+
+def _cluster(settings: RoleSettings, topics: tuple[str, ...]) -> str:
+    """Id of the cluster: one made anew under the same address has other offsets."""
+    try:
+        metadata = _admin(settings.kafka).list_topics(timeout=_METADATA_TIMEOUT_S)
+    except KafkaException as error:
+        raise RetriableError(
+            f"KINTSUGI_KAFKA: {settings.kafka} does not answer: {describe(error.args[0])}", hint="run: kintsugi status"
+        ) from error
+    missing = [topic for topic in topics if topic not in metadata.topics]
+    if missing:
+        raise ConfigError(f"topic {', '.join(missing)} does not exist", hint="run: kintsugi topics create")
+    return str(metadata.cluster_id or "unknown")
+
+
+def _session_timeout_ms(servers: str) -> int:
+    """As short as this broker allows, so that a dead member's partitions are taken over soon."""
+    try:
+        admin = _admin(servers)
+        broker = str(next(iter(admin.list_topics(timeout=_METADATA_TIMEOUT_S).brokers)))
+        resource = ConfigResource(ResourceType.BROKER, broker)
+        found = admin.describe_configs([resource], request_timeout=_METADATA_TIMEOUT_S)[resource].result()
+        least = int(found["group.min.session.timeout.ms"].value)
+    except (KafkaException, KeyError, ValueError, TypeError, StopIteration):
+        return SESSION_TIMEOUT_MS  # not allowed to ask
+    return max(least, SESSION_TIMEOUT_MS_WANTED)
+
+
+@contextmanager
+def _signals(loop: Loop, timeout_s: float) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.stop()
+        watchdog = threading.Timer(timeout_s, _give_up, [timeout_s])
+        watchdog.daemon = True
+        watchdog.start()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _give_up(timeout_s: float) -> None:
+    telemetry.log().error("did not stop in time", timeout_s=timeout_s)
+    os._exit(_EXIT_STUCK)

@@ -1,0 +1,34 @@
+"""What a role is told at start. Wrong values stop it before it touches anything."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import ConfigError
+
+
+class RoleSettings(BaseModel):
+    """Settings of one role. `extra` are librdkafka's own, "producer." before those of the producer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kafka: str = Field(min_length=1)
+    registry: str = Field(min_length=1)
+    postgres: str = ""
+    objects: str = ""
+    group: str = Field(min_length=1, max_length=255)
+    metrics_port: int = Field(0, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    stop_timeout_s: float = Field(15.0, gt=0, le=600)
+    extra: dict[str, str] = {}
+
+
+def role_settings(**values: object) -> RoleSettings:
+    """Validated settings; ConfigError names each wrong key, its value and what is allowed."""
+    try:
+        return RoleSettings.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        raise ConfigError("; ".join(lines)) from None
