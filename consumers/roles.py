@@ -60,12 +60,12 @@ def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Loop]) -
     A stop that takes longer than `stop_timeout_s` ends the process at once: the next owner does the rest again.
     """
     telemetry.setup_logs(role, level=settings.log_level)
-    port = telemetry.serve_metrics(settings.metrics_port)
+    port = telemetry.serve_metrics(settings.metrics_port, settings.metrics_host)
     log = telemetry.log()
     with ExitStack() as stack:
         loop = build(stack)
         with _signals(loop, settings.stop_timeout_s):
-            log.info("started", metrics=f"http://127.0.0.1:{port}/metrics", group=settings.group)
+            log.info("started", metrics=f"http://{settings.metrics_host}:{port}/metrics", group=settings.group)
             try:
                 loop.run()
             except (FatalError, RetriableError) as error:

@@ -13,6 +13,8 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
 from structlog.typing import FilteringBoundLogger
 
+from schemas.errors import ConfigError
+
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
@@ -79,14 +81,19 @@ def log() -> FilteringBoundLogger:
     return logger
 
 
-def serve_metrics(port: int) -> int:
-    """Serve /metrics on 127.0.0.1 in a daemon thread; 0 takes a free port. Returns the port."""
+def serve_metrics(port: int, host: str = "127.0.0.1") -> int:
+    """Serve /metrics in a daemon thread; port 0 takes a free one. Returns the port. ConfigError when it is taken."""
     try:
         build = version("kintsugi")
     except PackageNotFoundError:
         build = "unknown"
     BUILD.info({"version": build})
-    server, _ = start_http_server(port, addr="127.0.0.1")
+    try:
+        server, _ = start_http_server(port, addr=host)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics on {host}:{port}: {error}", hint="another --metrics-port; 0 takes a free one"
+        ) from error
     return int(server.server_port)
 
 

@@ -11,13 +11,20 @@ ROLES = ("recovery",)
 @click.argument("role", type=click.Choice([*ROLES, "all"]))
 @click.option("--policy", type=click.Path(exists=True, dir_okay=False), help="Policy file; default: the story's.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="0 takes a free port and logs it.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where /metrics listens.")
 @click.option("--group", help="Consumer group; default: kintsugi-ROLE.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option(
     "-X", "extra", multiple=True, metavar="KEY=VALUE", help="librdkafka setting; producer.KEY for the producer."
 )
 def run(
-    role: str, policy: str | None, metrics_port: int, group: str | None, log_level: str, extra: tuple[str, ...]
+    role: str,
+    policy: str | None,
+    metrics_port: int,
+    metrics_host: str,
+    group: str | None,
+    log_level: str,
+    extra: tuple[str, ...],
 ) -> None:
     """Run a role until SIGTERM or Ctrl-C. `all` runs every role, each in its own process, for development.
 
@@ -26,7 +33,7 @@ def run(
     pairs = dict(_pair(item) for item in extra)
     if role == "all":
         raise SystemExit(_run_all(policy, log_level, extra))
-    _run_one(role, policy, metrics_port, group or f"kintsugi-{role}", log_level, pairs)
+    _run_one(role, policy, (metrics_host, metrics_port), group or f"kintsugi-{role}", log_level, pairs)
 
 
 def _pair(item: str) -> tuple[str, str]:
@@ -37,7 +44,7 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def _run_one(
-    role: str, policy: str | None, metrics_port: int, group: str, log_level: str, extra: dict[str, str]
+    role: str, policy: str | None, metrics: tuple[str, int], group: str, log_level: str, extra: dict[str, str]
 ) -> None:
     from pathlib import Path
 
@@ -54,7 +61,8 @@ def _run_one(
         postgres=at.postgres,
         objects=at.objects,
         group=group,
-        metrics_port=metrics_port,
+        metrics_host=metrics[0],
+        metrics_port=metrics[1],
         log_level=log_level,
         extra=extra,
     )
