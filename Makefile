@@ -20,6 +20,7 @@ $(STAMP): requirements/dev.lock pyproject.toml client/pyproject.toml
 	@touch $@
 
 lock: ## renew requirements/*.lock (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header pyproject.toml -o requirements/runtime.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --extra stack pyproject.toml -o requirements/stack.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --extra stack --extra dev pyproject.toml -o requirements/dev.lock
 
