@@ -1,0 +1,29 @@
+"""What a service may see, beside the tree in `_schemas.errors`."""
+
+from __future__ import annotations
+
+from ._schemas.errors import KintsugiError, RetriableError
+
+
+class BufferFullError(RetriableError):
+    """Kafka is away and the buffer is full: the record was refused, nothing was dropped."""
+
+
+class NotDeliveredError(RetriableError):
+    """The broker did not confirm the record in time. It may still arrive: it is in the buffer."""
+
+
+class RestoreError(KintsugiError):
+    """A checkpoint cannot be restored. `corrupt` when its bytes are not what was saved."""
+
+    def __init__(self, message: str, *, corrupt: bool = False) -> None:
+        super().__init__(message)
+        self.corrupt = corrupt
+
+
+class SupersededError(KintsugiError):
+    """This run was replaced by a command; what it still does is not recorded. Let it end."""
+
+
+class PausedError(KintsugiError):
+    """The workflow was paused or cancelled; the run ends here."""
