@@ -1,0 +1,38 @@
+"""Fixtures of the tests that run roles on the real stack."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ops.stack import Addresses
+
+from .kit import Role, Topics
+
+
+@pytest.fixture
+def topics(addresses: Addresses) -> Iterator[Topics]:
+    """Topics of the stack."""
+    found = Topics(addresses)
+    yield found
+    found.registry.close()
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Role]]:
+    """Starts roles in a group and an object store of this test's own; what still runs at the end is killed."""
+    roles: list[Role] = []
+    group = f"test-{uuid.uuid4()}"
+    own = {**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}
+
+    def start_role(role: str = "recovery", *arguments: str, crash_at: str = "") -> Role:
+        log = tmp_path / f"{role}-{len(roles)}.log"
+        roles.append(Role(role, own, log, "--group", group, *arguments, crash_at=crash_at))
+        return roles[-1]
+
+    yield start_role
+    for role in roles:
+        role.kill()
