@@ -21,11 +21,21 @@ STAGE_DECODE = "VALUE_CONVERTER"
 STAGE_APPLY = "TASK_PUT"
 
 
+def raw(part: str | bytes | None) -> bytes | None:
+    """A key or value as bytes; the client library's types allow text, its consumer gives bytes."""
+    return part.encode() if isinstance(part, str) else part
+
+
+def headers_of(message: Message) -> Headers:
+    """The record's own headers."""
+    return list(cast(Headers, message.headers() or ()))
+
+
 def dead_letter_headers(message: Message, error: Exception, stage: str) -> Headers:
     """The record's own headers, then Kafka Connect's; none that is there already is overwritten."""
     reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
     kind = type(error)
-    found: Headers = list(cast(Headers, message.headers() or ()))
+    found = headers_of(message)
     values = {
         "topic": str(message.topic()),
         "partition": str(message.partition()),

@@ -252,6 +252,7 @@ class Loop:
                 hint="rebuild what is stored from the log, or check the retention",
             )
         slot.begin(start, log.committed)
+        telemetry.LAG_RECORDS.labels(self._role, self._topic, str(slot.partition)).set(log.high - start)
         return start
 
     def _lookup(self, partition: int) -> LogRange:

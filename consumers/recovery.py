@@ -21,14 +21,14 @@ from engine.timers import due
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.errors import AdmissionError, KintsugiError, PoisonError
-from schemas.headers import Headers, headers_for, trace_of
+from schemas.headers import headers_for, trace_of
 from schemas.records import Command, Record
 from schemas.records.events import RecoveryAttemptFinished, TimerFired, WorkflowErrorOccurred
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 
 from . import telemetry
 from .crash import crash_point
-from .dead_letter import STAGE_APPLY, STAGE_DECODE, dead_letter_headers
+from .dead_letter import STAGE_APPLY, STAGE_DECODE, dead_letter_headers, headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
 from .memory import Memory
@@ -153,11 +153,11 @@ class Recovery:
         self._snapshots.close()
 
     def _fold(self, memory: Memory, message: Message) -> None:
-        offset, key = message.offset(), message.key()
+        offset = message.offset()
         assert offset is not None
         live = offset >= memory.effects_from
         try:
-            record = admit(self._codec, key if key is None or isinstance(key, bytes) else key.encode(), message.value())
+            record = admit(self._codec, raw(message.key()), raw(message.value()))
             if isinstance(record, Command):
                 raise AdmissionError("wrong_topic", f"{type(record).__name__} is a command, this is the event topic")
         except PoisonError as error:
@@ -185,7 +185,7 @@ class Recovery:
         if live:
             self._observe(event)
             if effects:
-                trace = trace_of(_headers(message)) or memory.traces.get(record.workflow_id)
+                trace = trace_of(headers_of(message)) or memory.traces.get(record.workflow_id)
                 memory.follow(state, trace)
                 self._act(effects, memory.partition, trace)
 
@@ -234,11 +234,10 @@ class Recovery:
         telemetry.DEAD_LETTERS.labels(reason).inc()
         telemetry.EVENTS_PROCESSED.labels(ROLE, "dead_letter").inc()
         self._log.warning("dead letter", partition=memory.partition, offset=message.offset(), reason=reason)
-        key, value = message.key(), message.value()
         self._outbox.send(
             DEAD_LETTERS,
-            key.encode() if isinstance(key, str) else key,
-            value.encode() if isinstance(value, str) else value,
+            raw(message.key()),
+            raw(message.value()),
             dead_letter_headers(message, error, stage),
             cause=memory.partition,
             timestamp_ms=max(0, message.timestamp()[1]),
@@ -265,7 +264,3 @@ class Recovery:
         memory.folded = 0
         pause_s = max(SNAPSHOT_INTERVAL_S, held_up_s / SNAPSHOT_SHARE_MAX)
         self._snapshot_due_s[memory.partition] = time.monotonic() + pause_s
-
-
-def _headers(message: Message) -> Headers:
-    return message.headers() or []  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import pytest
 
 from ops.stack import Addresses
 
-from .kit import Role, Topics
+from .kit import Role, Topics, stand_at_end
 
 
 @pytest.fixture
@@ -23,9 +23,13 @@ def topics(addresses: Addresses) -> Iterator[Topics]:
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Role]]:
-    """Starts roles in a group and an object store of this test's own; what still runs at the end is killed."""
+    """Starts roles in a group and an object store of this test's own; what still runs at the end is killed.
+
+    The group stands at the end of the log, so that a test meets only its own records.
+    """
     roles: list[Role] = []
     group = f"test-{uuid.uuid4()}"
+    stand_at_end(environment["KINTSUGI_KAFKA"], group)
     own = {**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}
 
     def start_role(role: str = "recovery", *arguments: str, crash_at: str = "") -> Role:

@@ -1,0 +1,23 @@
+"""A record that nobody could read or apply, as it is passed around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .headers import Headers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """The record untouched, where it stands, and why it was set aside. `timestamp_us` is the broker's."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_us: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    stage: str
+    reason: str
+    detail: str
