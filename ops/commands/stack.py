@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -49,14 +48,13 @@ def status(output: str) -> None:
 @click.option("--lines", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def logs(part: str, lines: int) -> None:
     """The end of the log of PART: postgres, kafka or registry."""
-    from ops.stack.processes import tail
-
-    known = {p.name: p for p in stack.status()}
-    if part not in known:
-        raise NotFoundError(f"no part {part!r}; one of {', '.join(known)}")
-    if not known[part].log:
-        raise NotFoundError(f"{part} was never started here; kintsugi up starts it")
-    click.echo(tail(Path(known[part].log), lines))
+    try:
+        text = stack.logs(part, lines=lines)
+    except KeyError:
+        raise NotFoundError(f"no part {part!r}; one of postgres, kafka, registry") from None
+    if not text:
+        raise NotFoundError(f"{part} has logged nothing here; kintsugi up starts it")
+    click.echo(text)
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backends import down, ensure, status
+from .backends import down, ensure, logs, status
 from .local import PartStatus, kill_part, log_of
 from .state import Addresses, StackDownError, StackError, addresses, home_of
 
@@ -17,5 +17,6 @@ __all__ = [
     "home_of",
     "kill_part",
     "log_of",
+    "logs",
     "status",
 ]

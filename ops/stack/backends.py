@@ -10,8 +10,8 @@ from pathlib import Path
 
 from . import local
 from .local import PartStatus, Say
-from .processes import free_port
-from .state import VARIABLES, Addresses, Part, StackError, addresses_of, from_environment, home_of, locked
+from .processes import free_port, tail
+from .state import VARIABLES, Addresses, Part, StackError, from_environment, home_of, locked
 from .state import addresses as known_addresses
 from .state import read as read_state
 from .state import write as write_state
@@ -47,20 +47,43 @@ def ensure(home: Path | None = None, say: Say = lambda _: None) -> Addresses:
     home = home_of(home)
     backend = read_state(home).backend
     if backend == "docker" or (not backend and docker_answers()):
-        return _compose_up(home, say)
-    return local.up(home, say)
+        _compose_up(home, say)
+    else:
+        local.up(home, say)
+    return known_addresses(home)
 
 
 def down(home: Path | None = None, *, purge: bool = False, say: Say = lambda _: None) -> None:
     """Stop the stack that `ensure` started. Servers named by the environment are not ours to stop."""
     home = home_of(home)
-    if read_state(home).backend == "docker":
+    if _backend_of(home) == "docker":
         _compose(home, ["down", *(["--volumes"] if purge else [])])
         say("docker compose is down")
         if purge:
             shutil.rmtree(home, ignore_errors=True)
         return
     local.down(home, purge=purge, say=say)
+
+
+def _backend_of(home: Path) -> str:
+    """Who runs the stack. A damaged file is for `local.down` to judge: it can clear up without one."""
+    try:
+        return read_state(home).backend
+    except StackError:
+        return ""
+
+
+def logs(name: str, home: Path | None = None, *, lines: int) -> str:
+    """The end of a part's log; KeyError for an unknown part, empty when it was never started."""
+    home = home_of(home)
+    state = read_state(home)
+    if name not in VARIABLES:
+        raise KeyError(name)
+    if name not in state.parts:
+        return ""
+    if state.backend == "docker":
+        return _compose(home, ["logs", "--no-color", "--tail", str(lines), name])
+    return tail(local.log_of(home, name), lines)
 
 
 def status(home: Path | None = None) -> list[PartStatus]:
@@ -83,7 +106,7 @@ def status(home: Path | None = None) -> list[PartStatus]:
     ]
 
 
-def _compose_up(home: Path, say: Say) -> Addresses:
+def _compose_up(home: Path, say: Say) -> None:
     with locked(home):
         state = read_state(home)
         state.backend = "docker"
@@ -92,7 +115,6 @@ def _compose_up(home: Path, say: Say) -> Addresses:
         write_state(home, state)
         say("docker compose up (kafka, registry, postgres)")
         _compose(home, ["up", "--detach", "--wait", *_PORT_VARIABLES])
-        return addresses_of(home, state)
 
 
 def _compose(home: Path, arguments: list[str]) -> str:

@@ -42,11 +42,10 @@ def up(home: Path | None = None, say: Say = lambda _: None) -> Addresses:
     with locked(home):
         state = read(home)
         state.backend = "processes"
-        _choose_ports(state)
+        _choose_ports(home, state)
         write(home, state)
         if not all(_answers(name, state) for name in PARTS):
-            say("resolving Kafka and the schema registry with Maven (once per machine)")
-            jars = servers.install()
+            jars = servers.install(say)
             with ThreadPoolExecutor(2) as pool:
                 # The registry keeps its schemas in Postgres, so it starts after it; Kafka meanwhile.
                 kafka = pool.submit(_start, home, state, "kafka", jars, say)
@@ -61,12 +60,18 @@ def down(home: Path | None = None, *, purge: bool = False, say: Say = lambda _: 
     """Stop every part; with `purge` delete its data too."""
     home = home_of(home)
     with locked(home):
-        state = read(home)
+        try:
+            state = read(home)
+        except StackError:
+            if not purge:
+                raise
+            state = StackState()  # its servers are found without it
         for name in reversed(PARTS):
             if name in state.parts:
                 if processes.running(state.parts[name]) is not None:
                     say(f"stopping {name}")
                 processes.stop(state.parts[name], timeout_s=_STOP_TIMEOUT_S, sign=_SIGNALS.get(name, signal.SIGTERM))
+            _stop_strays(home, name)
         if state.parts:
             write(home, state)
     if purge:
@@ -117,10 +122,19 @@ def log_of(home: Path, name: str) -> Path:
     return home / "logs" / f"{name}.log"
 
 
-def _choose_ports(state: StackState) -> None:
+def _stop_strays(home: Path, name: str) -> None:
+    processes.stop_strays(
+        lambda process: servers.is_ours(home, name, process.cmdline(), process.cwd()), timeout_s=_STOP_TIMEOUT_S
+    )
+
+
+def _choose_ports(home: Path, state: StackState) -> None:
     for name in PARTS:
         part = state.parts.get(name)
-        if part is not None and (processes.running(part) is not None or processes.port_is_free(part.port)):
+        if part is not None and processes.running(part) is not None:
+            continue
+        _stop_strays(home, name)
+        if part is not None and all(map(processes.port_is_free, (part.port, *part.extra.values()))):
             continue
         extra = {"kafka": ("controller",), "registry": ("management",)}.get(name, ())
         state.parts[name] = Part(processes.free_port(), extra={e: processes.free_port() for e in extra})

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -83,6 +83,22 @@ def stop(part: Part, *, timeout_s: float, sign: signal.Signals = signal.SIGTERM)
                 straggler.kill()
         _wait(alive, timeout_s)
     part.pid = None
+
+
+def stop_strays(matches: Callable[[psutil.Process], bool], *, timeout_s: float) -> int:
+    """End processes of ours that no state file knows, as a killed `up` can leave them. Returns how many."""
+    strays = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and matches(process):
+                strays.append(process)
+    for stray in strays:
+        with contextlib.suppress(psutil.Error):
+            stray.terminate()
+    for straggler in _wait(strays, timeout_s):
+        with contextlib.suppress(psutil.Error):
+            straggler.kill()
+    return len(strays)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

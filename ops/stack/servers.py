@@ -9,13 +9,16 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import processes
 from .state import Part, StackError
 
 _HERE = Path(__file__).parent
@@ -24,27 +27,31 @@ _UNPRIVILEGED_ID = 65534
 _DATABASE = "kintsugi"
 _REGISTRY_JAVA_MIN = 21
 _MAVEN_TIMEOUT_S = 900
+_PROGRESS_S = 5
 
 
-def install() -> Path:
-    """Jars of Kafka and the registry, resolved by Maven once per user; returns their folder."""
-    pom = _HERE / "pom.xml"
+def cache_folder() -> Path:
+    """Where the jars of this version's pom are kept, per user."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kintsugi"
-    target = cache / sha256(pom.read_bytes()).hexdigest()[:16]
+    return cache / sha256((_HERE / "pom.xml").read_bytes()).hexdigest()[:16]
+
+
+def install(say: Callable[[str], None]) -> Path:
+    """Jars of Kafka and the registry, resolved by Maven once per user; returns their folder."""
+    target = cache_folder()
     if (target / "complete").exists():
         return target
     maven = shutil.which("mvn")
     if maven is None:
         raise StackError("Maven is needed to bring Kafka and the schema registry", hint="apt-get install maven")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+    say("resolving Kafka and the schema registry with Maven (once per user)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         # Maven writes beside the pom, so it gets a copy.
-        shutil.copy(pom, scratch)
+        shutil.copy(_HERE / "pom.xml", scratch)
         stack = Path(scratch) / "stack"
         command = [maven, "-q", "-B", "-f", f"{scratch}/pom.xml", "package", f"-Dstack.dir={stack}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_MAVEN_TIMEOUT_S, check=False)
-        if done.returncode != 0:
-            raise StackError(f"Maven could not bring the servers:\n{(done.stdout + done.stderr)[-2000:]}")
+        _run_maven(command, Path(scratch) / "maven.log", say)
         with tarfile.open(stack / "registry.tar.gz") as archive:
             archive.extractall(stack / "registry", filter="data")
         (stack / "registry.tar.gz").unlink()
@@ -52,6 +59,27 @@ def install() -> Path:
         with contextlib.suppress(OSError):  # somebody else was faster; theirs is as good
             stack.rename(target)
     return target
+
+
+def _run_maven(command: Sequence[str], log: Path, say: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    with log.open("wb") as output:
+        maven = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while maven.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    maven.wait(_PROGRESS_S)
+                    break
+                elapsed_s = time.monotonic() - began
+                if elapsed_s > _MAVEN_TIMEOUT_S:
+                    raise StackError(f"Maven did not end within {_MAVEN_TIMEOUT_S} s", hint="kintsugi up, to go on")
+                say(f"  Maven is at work ({elapsed_s:.0f} s)")
+        finally:
+            if maven.poll() is None:
+                maven.kill()
+                maven.wait()
+    if maven.returncode != 0:
+        raise StackError(f"Maven could not bring the servers:\n{processes.tail(log, 30)}")
 
 
 def java(version_min: int = 17) -> str:
@@ -109,7 +137,20 @@ def registry_environment(part: Part, postgres: Part) -> dict[str, str]:
         "APICURIO_DATASOURCE_URL": f"jdbc:postgresql://127.0.0.1:{postgres.port}/registry",
         "APICURIO_DATASOURCE_USERNAME": _DATABASE,
         "APICURIO_DATASOURCE_PASSWORD": "",
+        # Its defaults, 20 at least and 100 at most, would take every connection that Postgres gives.
+        "APICURIO_DATASOURCE_JDBC_INITIAL_SIZE": "2",
+        "APICURIO_DATASOURCE_JDBC_MIN_SIZE": "2",
+        "APICURIO_DATASOURCE_JDBC_MAX_SIZE": "10",
     }
+
+
+def is_ours(home: Path, name: str, command: Sequence[str], folder: str) -> bool:
+    """Whether a process with this command line and working folder is this stack's part."""
+    if name == "kafka":
+        return bool(command) and command[-1] == str(home / "kafka" / "server.properties") and "kafka.Kafka" in command
+    if name == "registry":
+        return command[-1:] == [f"{cache_folder()}/registry/quarkus-run.jar"] and folder == str(home / "logs")
+    return command[1:3] == ["-D", str(postgres_folder(home))] and Path(command[0]).name == "postgres"
 
 
 def postgres_user() -> int | None:

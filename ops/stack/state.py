@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from schemas.errors import KintsugiError, RetriableError
 
 #: Environment variables that name a stack that is already there.
 VARIABLES = {"kafka": "KINTSUGI_KAFKA", "registry": "KINTSUGI_REGISTRY", "postgres": "KINTSUGI_POSTGRES"}
+#: Parts start in threads, and each writes the file when its pid is known.
+_write_lock = threading.Lock()
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -82,9 +85,10 @@ def read(home: Path) -> StackState:
 
 def write(home: Path, state: StackState) -> None:
     """Replace the file whole, so that a crash leaves the old or the new one."""
-    temporary = home / f"stack.json.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-    temporary.replace(home / "stack.json")
+    with _write_lock:
+        temporary = home / f"stack.json.{os.getpid()}"
+        temporary.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+        temporary.replace(home / "stack.json")
 
 
 @contextmanager

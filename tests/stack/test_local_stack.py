@@ -106,6 +106,31 @@ def test_damaged_state_file_is_named(tmp_path: Path) -> None:
     assert "stack.json is damaged" in done.stderr
 
 
+def test_servers_nobody_knows_any_more_are_stopped_with_the_purge(home: Path) -> None:
+    local.up(home)
+    left = [p for p in pids(home).values() if p]
+    assert len(left) == 3
+    (home / "stack.json").write_text("{")
+    assert cli("down", "--purge", "--yes", home=home).returncode == 0
+    assert not [p for p in left if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+    assert not home.exists()
+
+
+def test_killed_postgres_is_reported_with_the_end_of_its_log_and_keeps_its_rows(home: Path) -> None:
+    at = local.up(home)
+    with psycopg.connect(at.postgres) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS n")
+    local.kill_part("postgres", home)
+    shown = cli("status", home=home)
+    assert shown.returncode == 1
+    assert "crashed" in shown.stdout
+    assert "unexpected postmaster exit" in shown.stdout, "the end of its log tells what happened"
+    assert "database system is ready" in cli("logs", "postgres", "--lines", "500", home=home).stdout
+    again = local.up(home)
+    with psycopg.connect(again.postgres) as connection:
+        assert connection.execute("SELECT n FROM kept").fetchone() == (1,)
+
+
 def test_recycled_pid_is_never_killed(home: Path) -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
