@@ -9,6 +9,8 @@ import os
 import signal
 from collections.abc import Callable
 
+from schemas.errors import ConfigError
+
 #: Between reading a batch, folding it, handing its effects to the producer, their acknowledgement, and the commit.
 POINTS = ("after_poll", "after_fold", "after_append", "after_flush", "after_write", "after_commit")
 
@@ -19,6 +21,8 @@ def _nothing(name: str) -> None:
 
 def _armed(setting: str) -> Callable[[str], None]:
     wanted, _, count = setting.partition(":")
+    if wanted not in POINTS or not (count or "1").isdigit():
+        raise ConfigError(f"KINTSUGI_CRASH_AT: {setting!r}: a name and perhaps :n, one of {', '.join(POINTS)}")
     left = int(count or 1)
 
     def reached(name: str) -> None:

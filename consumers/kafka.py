@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ SESSION_TIMEOUT_MS_WANTED = 2_000
 HEARTBEAT_INTERVAL_MS = 500
 #: A record that the broker has not taken after this long is given up, and its batch is done again.
 DELIVERY_TIMEOUT_MS = 15_000
+REPORT_INTERVAL_S = 5.0
 #: Settings that the loop's guarantees rest on.
 _OURS = frozenset({"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "enable.idempotence", "acks"})
 
@@ -86,9 +88,18 @@ def describe(error: KafkaError) -> str:
         return "a Kafka error that cannot be read"
 
 
-def report(error: KafkaError) -> None:
+class Reporter:
     """librdkafka's `error_cb`: what it retries by itself is only logged; fatal ones come through poll as well."""
-    log().warning("kafka", error=describe(error), fatal=bool(error.fatal()))
+
+    def __init__(self) -> None:
+        self._quiet_until_s: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        """Log an error, each kind at most once in REPORT_INTERVAL_S: a broker that is away fails 20 times a second."""
+        now_s = time.monotonic()
+        if now_s >= self._quiet_until_s.get(error.code(), 0.0):
+            self._quiet_until_s[error.code()] = now_s + REPORT_INTERVAL_S
+            log().warning("kafka", error=describe(error), fatal=bool(error.fatal()))
 
 
 def _refuse(extra: Mapping[str, str]) -> None:

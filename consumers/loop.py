@@ -32,7 +32,7 @@ from .clock import BrokerClock
 from .crash import crash_point
 from .deadline import Deadline
 from .handler import Handler, LogRange
-from .kafka import MAX_POLL_INTERVAL_MS, describe, is_incremental, report
+from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental
 from .slots import Slot
 
 #: Sweet spot of librdkafka's batches; also bounds the time between two polls.
@@ -91,7 +91,7 @@ class Loop:
         self._next_commit_s = 0.0
         self._next_lag_s = 0.0
         self._log = telemetry.log()
-        self._consumer = Consumer({**settings, "error_cb": report, "on_commit": self._on_commit})
+        self._consumer = Consumer({**settings, "error_cb": Reporter(), "on_commit": self._on_commit})
 
     def stop(self) -> None:
         """Ask the loop to end after the batch in hand. May be called from a signal handler or another thread."""

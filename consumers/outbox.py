@@ -16,7 +16,7 @@ from schemas.headers import Headers
 
 from .clock import BrokerClock
 from .deadline import Deadline
-from .kafka import DELIVERY_TIMEOUT_MS, describe, report
+from .kafka import DELIVERY_TIMEOUT_MS, Reporter, describe
 
 #: librdkafka gives every record up after DELIVERY_TIMEOUT_MS, so a flush ends by itself shortly after.
 FLUSH_TIMEOUT_S = DELIVERY_TIMEOUT_MS / 1000 + 5.0
@@ -26,6 +26,7 @@ class Outbox:
     """Sends records in the order given. One thread."""
 
     def __init__(self, settings: dict[str, Any], clock: BrokerClock) -> None:
+        self._report = Reporter()
         self._settings = {**settings, "error_cb": self._on_error}
         self._clock = clock
         self._producer = Producer(self._settings)
@@ -113,6 +114,6 @@ class Outbox:
         self._failed[cause] = RetriableError(f"{message.topic()}: {describe(error)}")
 
     def _on_error(self, error: KafkaError) -> None:
-        report(error)
+        self._report(error)
         if error.fatal():
             self._broken = True
