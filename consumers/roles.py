@@ -39,13 +39,18 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     for warning in policy.warnings:
         telemetry.log().warning("policy", warning=warning)
     cluster = _cluster(settings, (EVENTS, COMMANDS, DEAD_LETTERS))
-    codec = Codec(_registry(settings, stack))
+    codec = codec_of(settings, stack)
     clock = BrokerClock()
     outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     snapshots = Snapshots(settings.objects, cluster=cluster, group=settings.group, topic=EVENTS)
     handler = Recovery(policy, codec, outbox, snapshots)
     stack.callback(handler.close)
     return _loop("recovery", settings, handler, clock)
+
+
+def codec_of(settings: RoleSettings, stack: ExitStack) -> Codec:
+    """The codec a role reads with."""
+    return Codec(_registry(settings, stack))
 
 
 def handler_loop(role: str, settings: RoleSettings, handler: Handler) -> Loop:

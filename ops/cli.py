@@ -16,6 +16,7 @@ COMMANDS = {
     "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
     "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
     "run": ("ops.commands.run:run", "Run a role: recovery, or all."),
+    "db": ("ops.commands.db:db", "Migrate the database."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
 }
 

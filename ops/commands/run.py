@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-ROLES = ("recovery",)
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from consumers.loop import Loop
+    from consumers.settings import RoleSettings
+
+ROLES = ("recovery", "projector")
 
 
 @click.command("run")
@@ -66,8 +74,22 @@ def _run_one(
         log_level=log_level,
         extra=extra,
     )
+    if role == "projector":
+        run_role(role, settings, lambda stack: projector_loop(settings, at.postgres, stack))
+        return
     chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
     run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
+
+
+def projector_loop(settings: RoleSettings, postgres: str, stack: ExitStack) -> Loop:
+    """The projector role: consumers' loop around projections' tables, which may not know each other."""
+    from consumers.projector import Projector
+    from consumers.roles import codec_of, handler_loop
+    from projections.store import Store
+
+    store = Store(postgres)
+    stack.callback(store.close)
+    return handler_loop("projector", settings, Projector(store, codec_of(settings, stack)))
 
 
 def _run_all(policy: str | None, log_level: str, extra: tuple[str, ...]) -> int:

@@ -1,0 +1,1 @@
+"""Benchmarks of the figures in the design, with committed results: `make bench`."""

@@ -1,0 +1,1 @@
+"""Workflow services that use the client, and the demo that repairs them."""

@@ -1,0 +1,1 @@
+"""A development workflow (code_generation, build, test, deployment) as a service of its own."""

@@ -1,0 +1,65 @@
+"""What a projected table is: a row type, the columns it is written to, and a pure fold.
+
+A fold sees the events of its table's key in log order and nothing else. Times are integers (microseconds since the
+epoch), ids and JSON are text; the database's types are given by the columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engine.events import Delivered
+
+#: Fold of one record type: the row before (None: none yet) and the event to the row after (None: still none).
+Fold = Callable[[Any, Delivered], Any]
+
+
+class Touch(NamedTuple):
+    """What a record type does to a table: which row it concerns (None: none), and how."""
+
+    key: Callable[[Delivered], str | None]
+    fold: Fold
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`kind`: text, uuid, jsonb, time, int, bigint, bool, or `uuid->table` for a reference that may be missing."""
+
+    name: str
+    kind: str
+
+    @property
+    def references(self) -> str | None:
+        """Table a reference points to."""
+        return self.kind.split("->")[1] if "->" in self.kind else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A projected table. Rows are tuples in the order of `columns`; the first column is the key.
+
+    `written_once`: the first event of a key makes the row and no later one changes it, so rows are neither read back
+    nor kept in memory.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    touches: Mapping[type, Touch]
+    written_once: bool = False
+
+
+def columns(**kinds: str) -> tuple[Column, ...]:
+    """Columns in order, as keyword arguments."""
+    return tuple(Column(name, kind) for name, kind in kinds.items())
+
+
+def once(make: Callable[[Delivered], Any]) -> Fold:
+    """A fold in which the first event makes the row."""
+    return lambda row, event: make(event) if row is None else row
+
+
+def change(update: Callable[[Any, Delivered], Any]) -> Fold:
+    """A fold that changes a row that is there, and makes none."""
+    return lambda row, event: None if row is None else update(row, event)

@@ -1,0 +1,25 @@
+-- name: claim
+INSERT INTO positions AS p (generation, topic, log_partition, next_offset, owner_epoch, updated_at)
+VALUES (%(generation)s, %(topic)s, %(partition)s, -1, 1, now())
+ON CONFLICT (generation, topic, log_partition)
+DO UPDATE SET owner_epoch = p.owner_epoch + 1, updated_at = now()
+RETURNING next_offset, owner_epoch
+
+-- name: advance
+UPDATE positions SET next_offset = %(end)s, updated_at = now()
+WHERE generation = %(generation)s AND topic = %(topic)s AND log_partition = %(partition)s
+  AND next_offset IN (%(start)s, %(unset)s) AND owner_epoch = %(epoch)s
+
+-- name: dead_letter
+INSERT INTO dead_letters
+  (topic, log_partition, log_offset, record_key, record_value, headers, stage, reason, detail, created_at)
+VALUES
+  (%(topic)s, %(partition)s, %(offset)s, %(key)s, %(value)s, %(headers)s, %(stage)s, %(reason)s, %(detail)s,
+   timestamptz 'epoch' + %(timestamp_us)s * interval '1 microsecond')
+ON CONFLICT DO NOTHING
+
+-- name: positions
+SELECT log_partition, next_offset FROM positions WHERE generation = %(generation)s AND topic = %(topic)s
+
+-- name: dead_letter_places
+SELECT log_partition, log_offset, reason FROM dead_letters WHERE topic = %(topic)s

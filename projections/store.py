@@ -1,0 +1,231 @@
+"""The tables in Postgres: batches of events become rows, and the position moves in the same transaction.
+
+Guarantees: a batch is written whole or not at all; a process that has lost its partition writes nothing
+(compare-and-set on next offset and owner epoch); a record that Postgres refuses is found by halving the batch and set
+aside, the others are written. A lost connection, a full disk or a COMMIT without an answer raise RetriableError: claim
+again, which reads where the tables really stand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from engine.events import Delivered
+from schemas.dead_letters import DeadLetter
+from schemas.errors import FatalError, FencedError, RetriableError
+from schemas.topics import EVENTS
+
+from . import statements
+from .catalog import TABLES
+from .fold import Rows, fold, keys_of, touched
+from .sql import blocks
+
+#: Postgres schema of the live tables, and the generation that positions belong to.
+GENERATION = "kintsugi"
+#: Rows of one table kept in memory, so that a row touched again need not be read back.
+CACHE_ROWS_MAX = 20_000
+CONNECT_TIMEOUT_S = 10
+_STATEMENT_TIMEOUT_MS = 60_000
+_DETAIL_MAX = 1000
+#: Position of a partition of which nothing was applied yet.
+_UNSET = -1
+
+_QUERIES = blocks("projections", "queries.sql")
+_PLAN = touched(TABLES)
+_TABLES = {table.name: table for table in TABLES}
+
+
+class Store:
+    """One connection and the rows it touched last. Not for use by several threads."""
+
+    def __init__(self, url: str, *, generation: str = GENERATION) -> None:
+        self._url = url
+        self._generation = generation
+        self._connection: psycopg.Connection[Any] | None = None
+        self._epochs: dict[int, int] = {}
+        self._cache: dict[str, OrderedDict[str, Any]] = {t.name: OrderedDict() for t in TABLES if not t.written_once}
+        self._write = {t.name: statements.write(t) for t in TABLES}
+        self._read = {t.name: statements.read(t) for t in TABLES}
+
+    def claim(self, partition: int) -> int | None:
+        """Become the owner of a partition; its position, or None when nothing was applied yet."""
+        with self._transaction() as connection:
+            found = connection.execute(_QUERIES["claim"], self._place(partition)).fetchone()
+        assert found is not None
+        next_offset, self._epochs[partition] = found
+        return None if next_offset == _UNSET else int(next_offset)
+
+    def apply(
+        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+    ) -> None:
+        """Write a batch and its position. FencedError when the partition is another's, RetriableError when Postgres
+        is away; in both nothing was written, or (COMMIT without an answer) `claim` tells."""
+        if partition not in self._epochs:
+            raise FencedError(f"partition {partition} was not claimed")
+        try:
+            self._apply(partition, events, dead, start=start, end=end)
+        except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
+            self._forget_rows()
+            if len(events) <= 1:
+                letters = [*dead, *(self._letter(event, error) for event in events)]
+                self._apply(partition, [], letters, start=start, end=end)
+                return
+            middle = len(events) // 2
+            cut = events[middle].offset
+            early = [letter for letter in dead if letter.offset < cut]
+            late = [letter for letter in dead if letter.offset >= cut]
+            self.apply(partition, events[:middle], early, start=start, end=cut)
+            self.apply(partition, events[middle:], late, start=cut, end=end)
+
+    def release(self, partitions: Sequence[int]) -> None:
+        """Forget partitions; rows in memory may now be changed by others."""
+        for partition in partitions:
+            self._epochs.pop(partition, None)
+        self._forget_rows()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _apply(
+        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+    ) -> None:
+        with self._transaction() as connection:
+            rows = self._load(connection, events)
+            changed = fold(rows, events, _PLAN)
+            for table in TABLES:
+                if table.name in changed:
+                    connection.execute(self._write[table.name], statements.parameters(changed[table.name].values()))
+            for letter in dead:
+                connection.execute(_QUERIES["dead_letter"], _letter_values(letter))
+            moved = connection.execute(
+                _QUERIES["advance"],
+                {
+                    **self._place(partition),
+                    "start": start,
+                    "end": end,
+                    "unset": _UNSET,
+                    "epoch": self._epochs[partition],
+                },
+            )
+            if moved.rowcount != 1:
+                raise FencedError(
+                    f"partition {partition} is owned by another process, or stands elsewhere than {start}"
+                )
+        self._remember(changed)
+
+    def _load(self, connection: psycopg.Connection[Any], events: Sequence[Delivered]) -> Rows:
+        rows: Rows = {}
+        for name, keys in keys_of(events, _PLAN).items():
+            table = rows[name] = {}
+            if _TABLES[name].written_once:
+                continue
+            cache = self._cache[name]
+            missing = []
+            for key in keys:
+                row = cache.get(key)
+                if row is None:
+                    missing.append(key)
+                else:
+                    table[key] = row
+            if missing:
+                row_type = _row_type(name)
+                for found in connection.execute(self._read[name], {"ids": missing}):
+                    table[found[0]] = row_type(*found)
+        return rows
+
+    def _remember(self, changed: Rows) -> None:
+        for name, cache in self._cache.items():
+            for key, row in changed.get(name, {}).items():
+                cache[key] = row
+                cache.move_to_end(key)
+            while len(cache) > CACHE_ROWS_MAX:
+                cache.popitem(last=False)
+
+    def _forget_rows(self) -> None:
+        for cache in self._cache.values():
+            cache.clear()
+
+    def _place(self, partition: int) -> dict[str, Any]:
+        return {"generation": self._generation, "topic": EVENTS, "partition": partition}
+
+    @contextmanager
+    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        """One transaction; what is wrong with the connection or the server becomes RetriableError."""
+        try:
+            connection = self._connect()
+            with connection.transaction():
+                yield connection
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise FatalError(f"a table is missing: {error}", hint="run: kintsugi db migrate") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise FatalError(f"the database role lacks a right: {error}", hint="GRANT it, or use the owner") from error
+        except (psycopg.errors.DataError, psycopg.errors.IntegrityError):
+            raise
+        except psycopg.Error as error:
+            self._forget_rows()
+            if self._connection is not None and (self._connection.closed or self._connection.broken):
+                self._connection = None
+            raise RetriableError(f"Postgres: {error}", hint="kintsugi status") from error
+        except BaseException:
+            self._forget_rows()
+            raise
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                options=f"-c search_path={self._generation} -c statement_timeout={_STATEMENT_TIMEOUT_MS}",
+                application_name="kintsugi-projector",
+                keepalives_idle=10,
+                tcp_user_timeout=30_000,
+            )
+        return self._connection
+
+    def _letter(self, event: Delivered, error: Exception) -> DeadLetter:
+        return DeadLetter(
+            topic=EVENTS,
+            partition=event.partition,
+            offset=event.offset,
+            timestamp_us=event.timestamp_us,
+            key=event.record.workflow_id.encode(),
+            value=None,
+            headers=[],
+            stage="APPLY",
+            reason="refused_by_postgres",
+            detail=f"{type(event.record).__name__} {event.record.event_id}: {type(error).__name__}: {error}",
+        )
+
+
+def _row_type(name: str) -> Any:
+    module = __import__(f"projections.{name}.fold", fromlist=["Row"])
+    return module.Row
+
+
+def _letter_values(letter: DeadLetter) -> dict[str, Any]:
+    headers = [
+        [name, (value or b"").decode("utf-8", "replace").replace("\x00", "\ufffd")] for name, value in letter.headers
+    ]
+    return {
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "key": letter.key,
+        "value": letter.value,
+        "headers": Jsonb(headers, dumps=lambda value: json.dumps(value).replace("\\u0000", "\\ufffd")),
+        "stage": letter.stage,
+        "reason": letter.reason,
+        "detail": letter.detail[:_DETAIL_MAX].replace("\x00", "\ufffd"),
+        "timestamp_us": letter.timestamp_us,
+    }
