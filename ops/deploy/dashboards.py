@@ -88,6 +88,24 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
             ("sum by (role) (rate(kintsugi_fenced_writes_total[5m]))", "{{role}} fenced"),
         ),
     ),
+    (
+        "Since the loop last came round",
+        "s",
+        "timeseries",
+        (("max by (job, instance) (time() - kintsugi_heartbeat_timestamp_seconds)", "{{job}} {{instance}}"),),
+    ),
+    (
+        "Partitions paused to be tried again",
+        "ops",
+        "timeseries",
+        (("sum by (role) (rate(kintsugi_partition_backoffs_total[5m]))", "{{role}}"),),
+    ),
+    (
+        "Partitions owned",
+        "short",
+        "timeseries",
+        (("sum by (role) (kintsugi_partitions_assigned)", "{{role}}"),),
+    ),
 )
 
 
