@@ -10,15 +10,13 @@ from typing import cast
 
 from confluent_kafka import Message
 
+from schemas.dead_letters import STAGE_DECODE
 from schemas.errors import PoisonError
 from schemas.headers import Headers
 
 #: An exception's message may quote the record; a header is no place for a megabyte.
 _TEXT_MAX = 1000
 _PREFIX = "__connect.errors."
-
-STAGE_DECODE = "VALUE_CONVERTER"
-STAGE_APPLY = "TASK_PUT"
 
 
 def raw(part: str | bytes | None) -> bytes | None:

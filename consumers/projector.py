@@ -14,14 +14,14 @@ from confluent_kafka import Message
 from engine.events import Delivered, deliver
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
-from schemas.dead_letters import DeadLetter
+from schemas.dead_letters import STAGE_DECODE, DeadLetter
 from schemas.errors import AdmissionError, KintsugiError, PoisonError
 from schemas.records import Command
 from schemas.topics import EVENTS
 
 from . import telemetry
 from .crash import crash_point
-from .dead_letter import STAGE_DECODE, headers_of, raw
+from .dead_letter import headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
 
@@ -36,8 +36,9 @@ class Projection(Protocol):
 
     def apply(
         self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
-    ) -> None:
+    ) -> Sequence[DeadLetter]:
         """Write what follows from the records `start` to `end` (exclusive), and `end` as position, in one transaction.
+        Returns the records that the database refused, which were set aside.
 
         FencedError, with nothing written, when the position is not `start` or another process claimed the partition.
         """
@@ -68,12 +69,14 @@ class Projector:
             self._read(partition, message, events, dead)
         crash_point("after_fold")
         start, end = self._positions[partition], (messages[-1].offset() or 0) + 1
-        self._projection.apply(partition, events, dead, start=start, end=end)
+        refused = self._projection.apply(partition, events, dead, start=start, end=end)
         self._positions[partition] = end
         crash_point("after_write")
-        telemetry.EVENTS_PROCESSED.labels(ROLE, "applied").inc(len(events))
-        if dead:
-            telemetry.EVENTS_PROCESSED.labels(ROLE, "dead_letter").inc(len(dead))
+        telemetry.EVENTS_PROCESSED.labels(ROLE, "applied").inc(len(events) - len(refused))
+        for letter in (*dead, *refused):
+            telemetry.EVENTS_PROCESSED.labels(ROLE, "dead_letter").inc()
+            telemetry.DEAD_LETTERS.labels(letter.reason).inc()
+            telemetry.log().warning("dead letter", partition=partition, offset=letter.offset, reason=letter.reason)
 
     def flush(self) -> Mapping[int, KintsugiError]:
         """Nothing is left undone by `handle`."""

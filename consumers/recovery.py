@@ -20,6 +20,7 @@ from engine.policy import Policy
 from engine.timers import due
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
+from schemas.dead_letters import STAGE_APPLY, STAGE_DECODE
 from schemas.errors import AdmissionError, KintsugiError, PoisonError
 from schemas.headers import headers_for, trace_of
 from schemas.records import Command, Record
@@ -28,7 +29,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 
 from . import telemetry
 from .crash import crash_point
-from .dead_letter import STAGE_APPLY, STAGE_DECODE, dead_letter_headers, headers_of, raw
+from .dead_letter import dead_letter_headers, headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
 from .memory import Memory

@@ -36,17 +36,22 @@ class Column:
         return self.kind.split("->")[1] if "->" in self.kind else None
 
 
+def _plain(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A projected table. Rows are tuples in the order of `columns`; the first column is the key.
+    """A projected table. Rows are tuples in the order of `columns`; the first column is the key, and named `id`.
 
-    `written_once`: the first event of a key makes the row and no later one changes it, so rows are neither read back
-    nor kept in memory.
+    `row` makes a row from its values as they are read back. `written_once`: the first event of a key makes the row and
+    no later one changes it, so rows are neither read back nor kept in memory.
     """
 
     name: str
     columns: tuple[Column, ...]
     touches: Mapping[type, Touch]
+    row: Callable[..., Any] = _plain
     written_once: bool = False
 
 
@@ -61,5 +66,11 @@ def once(make: Callable[[Delivered], Any]) -> Fold:
 
 
 def change(update: Callable[[Any, Delivered], Any]) -> Fold:
-    """A fold that changes a row that is there, and makes none."""
-    return lambda row, event: None if row is None else update(row, event)
+    """A fold that changes a row that is there, and makes none. A workflow changes no row of another workflow."""
+
+    def fold(row: Any, event: Delivered) -> Any:
+        if row is None or row.workflow_id != event.record.workflow_id:
+            return row
+        return update(row, event)
+
+    return fold

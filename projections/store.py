@@ -18,7 +18,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from engine.events import Delivered
-from schemas.dead_letters import DeadLetter
+from schemas.codec import Codec
+from schemas.dead_letters import STAGE_APPLY, DeadLetter
 from schemas.errors import FatalError, FencedError, RetriableError
 from schemas.topics import EVENTS
 
@@ -64,25 +65,29 @@ class Store:
 
     def apply(
         self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
-    ) -> None:
+    ) -> list[DeadLetter]:
         """Write a batch and its position. FencedError when the partition is another's, RetriableError when Postgres
-        is away; in both nothing was written, or (COMMIT without an answer) `claim` tells."""
+        is away; in both nothing was written, or (COMMIT without an answer) `claim` tells. Returns the records that
+        Postgres refused, which were set aside."""
         if partition not in self._epochs:
             raise FencedError(f"partition {partition} was not claimed")
         try:
             self._apply(partition, events, dead, start=start, end=end)
+            return []
         except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
             self._forget_rows()
             if len(events) <= 1:
-                letters = [*dead, *(self._letter(event, error) for event in events)]
-                self._apply(partition, [], letters, start=start, end=end)
-                return
+                refused = [_refused(event, error) for event in events]
+                self._apply(partition, [], [*dead, *refused], start=start, end=end)
+                return refused
             middle = len(events) // 2
             cut = events[middle].offset
             early = [letter for letter in dead if letter.offset < cut]
             late = [letter for letter in dead if letter.offset >= cut]
-            self.apply(partition, events[:middle], early, start=start, end=cut)
-            self.apply(partition, events[middle:], late, start=cut, end=end)
+            return [
+                *self.apply(partition, events[:middle], early, start=start, end=cut),
+                *self.apply(partition, events[middle:], late, start=cut, end=end),
+            ]
 
     def release(self, partitions: Sequence[int]) -> None:
         """Forget partitions; rows in memory may now be changed by others."""
@@ -138,9 +143,8 @@ class Store:
                 else:
                     table[key] = row
             if missing:
-                row_type = _row_type(name)
                 for found in connection.execute(self._read[name], {"ids": missing}):
-                    table[found[0]] = row_type(*found)
+                    table[found[0]] = _TABLES[name].row(*found)
         return rows
 
     def _remember(self, changed: Rows) -> None:
@@ -165,10 +169,12 @@ class Store:
             connection = self._connect()
             with connection.transaction():
                 yield connection
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-            raise FatalError(f"a table is missing: {error}", hint="run: kintsugi db migrate") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise FatalError(f"the database role lacks a right: {error}", hint="GRANT it, or use the owner") from error
+        except psycopg.ProgrammingError as error:
+            raise FatalError(
+                f"the tables are not as they should be: {error}", hint="run: kintsugi db migrate"
+            ) from error
         except (psycopg.errors.DataError, psycopg.errors.IntegrityError):
             raise
         except psycopg.Error as error:
@@ -193,24 +199,22 @@ class Store:
             )
         return self._connection
 
-    def _letter(self, event: Delivered, error: Exception) -> DeadLetter:
-        return DeadLetter(
-            topic=EVENTS,
-            partition=event.partition,
-            offset=event.offset,
-            timestamp_us=event.timestamp_us,
-            key=event.record.workflow_id.encode(),
-            value=None,
-            headers=[],
-            stage="APPLY",
-            reason="refused_by_postgres",
-            detail=f"{type(event.record).__name__} {event.record.event_id}: {type(error).__name__}: {error}",
-        )
 
-
-def _row_type(name: str) -> Any:
-    module = __import__(f"projections.{name}.fold", fromlist=["Row"])
-    return module.Row
+def _refused(event: Delivered, error: Exception) -> DeadLetter:
+    """A record that Postgres does not take, as single-object Avro; its first bytes are in the log, at its place."""
+    record = event.record
+    return DeadLetter(
+        topic=EVENTS,
+        partition=event.partition,
+        offset=event.offset,
+        timestamp_us=event.timestamp_us,
+        key=record.workflow_id.encode(),
+        value=Codec().encode(record),
+        headers=[],
+        stage=STAGE_APPLY,
+        reason="refused_by_postgres",
+        detail=f"{type(record).__name__} {record.event_id}: {type(error).__name__}: {error}",
+    )
 
 
 def _letter_values(letter: DeadLetter) -> dict[str, Any]:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from .headers import Headers
 
+#: Where a record failed, in Kafka Connect's words: it could not be read, or it could not be applied.
+STAGE_DECODE = "VALUE_CONVERTER"
+STAGE_APPLY = "TASK_PUT"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:

@@ -56,6 +56,7 @@ def _session_id(event: Delivered) -> str:
 
 TABLE = Table(
     name="workflow_debug_sessions",
+    row=Row,
     columns=columns(
         id="uuid",
         workflow_id="uuid",

@@ -126,6 +126,7 @@ def _error_id(event: Delivered) -> str | None:
 
 TABLE = Table(
     name="workflow_errors",
+    row=Row,
     columns=columns(
         id="uuid",
         workflow_id="uuid",

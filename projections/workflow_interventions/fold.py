@@ -71,6 +71,7 @@ def _intervention_id(event: Delivered) -> str:
 
 TABLE = Table(
     name="workflow_interventions",
+    row=Row,
     columns=columns(
         id="uuid",
         workflow_id="uuid",

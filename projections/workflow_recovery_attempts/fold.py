@@ -127,6 +127,7 @@ def _of_acknowledgement(event: Delivered) -> str | None:
 
 TABLE = Table(
     name="workflow_recovery_attempts",
+    row=Row,
     columns=columns(
         id="uuid",
         workflow_id="uuid",

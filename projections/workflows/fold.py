@@ -149,6 +149,7 @@ def _workflow_id(event: Delivered) -> str:
 
 TABLE = Table(
     name="workflows",
+    row=Row,
     columns=columns(
         id="uuid",
         workflow_type="text",
