@@ -15,8 +15,11 @@ COMMANDS = {
     "doctor": ("ops.commands.doctor:doctor", "Check everything Kintsugi needs; each line says the fix."),
     "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
     "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
-    "run": ("ops.commands.run:run", "Run a role: recovery, or all."),
+    "run": ("ops.commands.run:run", "Run a role: recovery, projector, or all."),
     "db": ("ops.commands.db:db", "Migrate the database."),
+    "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, or tell all that happened to it."),
+    "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
+    "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
 }
 

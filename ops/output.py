@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +14,9 @@ import click
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, PARTIAL, MISMATCH, DENIED, TIMED_OUT = range(9)
 TEMPORARY = 75
 INTERRUPTED = 130
+
+#: All but tab and line feed.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,15 +42,44 @@ def show(rows: Sequence[dict[str, Any]], output: str, *, columns: Sequence[str] 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names = list(columns or rows[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(name)) for name in names))
+        table.add_row(*(Text(_text(row.get(name))) for name in names))
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "200"))
     Console(width=width, no_color=True if os.environ.get("NO_COLOR") else None, highlight=False).print(table)
+
+
+def show_record(record: dict[str, Any]) -> None:
+    """Print one thing on stdout, a line for each of its fields that has a value."""
+    width = max(len(name) for name in record)
+    for name, value in record.items():
+        if value is not None:
+            click.echo(f"{name.replace('_', ' '):{width}}  {_text(value)}")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, moved by calls with (what, done, total). Silent when stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def move(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield move
 
 
 def show_json(value: Any) -> None:
@@ -63,7 +97,12 @@ def _text(value: Any) -> str:
         return f"{value:.3g}"
     if hasattr(value, "isoformat"):
         return str(value.isoformat(sep=" ", timespec="milliseconds"))
-    return str(value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Text of a service's making without control characters, which could rewrite what the terminal shows."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 class NotFoundError(click.ClickException):

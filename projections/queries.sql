@@ -22,4 +22,4 @@ ON CONFLICT DO NOTHING
 SELECT log_partition, next_offset FROM positions WHERE generation = %(generation)s AND topic = %(topic)s
 
 -- name: dead_letter_places
-SELECT log_partition, log_offset, reason FROM dead_letters WHERE topic = %(topic)s
+SELECT log_partition, log_offset, stage FROM dead_letters WHERE topic = %(topic)s

@@ -46,6 +46,8 @@ class Row(NamedTuple):
     started_at: int | None
     ended_at: int | None
     updated_at: int
+    log_partition: int
+    first_offset: int
 
 
 def _first(event: Delivered) -> Row:
@@ -65,6 +67,8 @@ def _first(event: Delivered) -> Row:
         started_at=None,
         ended_at=None,
         updated_at=event.timestamp_us,
+        log_partition=event.partition,
+        first_offset=event.offset,
     )
 
 
@@ -165,6 +169,8 @@ TABLE = Table(
         started_at="time",
         ended_at="time",
         updated_at="time",
+        log_partition="int",
+        first_offset="bigint",
     ),
     touches={
         kind: Touch(_workflow_id, _live(fold))

@@ -12,6 +12,8 @@ CREATE TABLE workflows (
   reason TEXT,
   started_at TIMESTAMP WITH TIME ZONE,
   ended_at TIMESTAMP WITH TIME ZONE,
-  updated_at TIMESTAMP WITH TIME ZONE NOT NULL
+  updated_at TIMESTAMP WITH TIME ZONE NOT NULL,
+  log_partition INTEGER NOT NULL,
+  first_offset BIGINT NOT NULL
 );
 CREATE INDEX workflows_by_status ON workflows (status, updated_at);

@@ -1,0 +1,177 @@
+"""What must be true of every log (FAULTS.md, I3, I5, I6, I9), checked by folding it again with the same engine.
+
+The engine is a function of the log, so the log proves itself: each fact and command that the fold asks for is there,
+and none that it does not ask for. Beside that, what services did is held against what they were told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from schemas.records import Command, Record
+from schemas.records.events import (
+    CheckpointCreated,
+    CommandAcknowledged,
+    RecoveryDecided,
+    StateRestored,
+    StepStarted,
+    TimerFired,
+)
+
+from .decide import decide
+from .effects import PRODUCER, Append
+from .events import Delivered
+from .fold import evolve
+from .policy import Policy
+from .state import WorkflowState
+from .timers import next_due_us
+
+#: What the engine was due to write may take this long to be in the log.
+GRACE_US = 15_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it must be. `rule` is a short word, `subject_id` what it is about."""
+
+    rule: str
+    workflow_id: str
+    subject_id: str
+    detail: str
+
+
+class LogCheck:
+    """Takes events in log order per partition, then all commands, then says what is wrong.
+
+    Keeps every workflow's state and every engine-made id: about 4 KB for each workflow in the log. Workflows whose
+    start the log no longer holds are folded but not judged.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._states: dict[str, WorkflowState] = {}
+        self._whole: set[int] = set()
+        #: Id of each fact or command that the fold asks for: workflow, what it is, broker time of its cause.
+        self._asked: dict[str, tuple[str, str, int]] = {}
+        #: Id of each fact or command that an engine wrote: workflow, what it is, broker time.
+        self._made: dict[str, tuple[str, str, int]] = {}
+        self._decided: dict[tuple[str, int], str] = {}
+        self._sent: dict[tuple[str, int], str] = {}
+        self._accepted: dict[str, str] = {}
+        self._runs: dict[tuple[str, str], str] = {}
+        self._checkpoints: dict[str, str] = {}
+        self._findings: list[Finding] = []
+        self.events = 0
+        self.commands = 0
+
+    def begins_at_zero(self, partition: int) -> None:
+        """The partition's log is whole: every workflow in it can be judged."""
+        self._whole.add(partition)
+
+    def event(self, event: Delivered) -> None:
+        """The next event of its partition."""
+        record = event.record
+        self.events += 1
+        if record.producer == PRODUCER and type(record) is not TimerFired:
+            self._made.setdefault(record.event_id, (record.workflow_id, type(record).__name__, event.timestamp_us))
+        self._watch(event)
+        workflow_id = record.workflow_id
+        try:
+            state = self._states[workflow_id] = evolve(self._states.get(workflow_id), event)
+            effects = decide(state, event, self._policy)
+        except Exception as error:  # the recovery role sets such a record aside; here it is what was looked for
+            self._add("not_applicable", workflow_id, record.event_id, f"{type(record).__name__}: {error}")
+            return
+        for effect in effects:
+            wanted: Record = effect.record if isinstance(effect, Append) else effect.command
+            self._asked.setdefault(wanted.event_id, (workflow_id, type(wanted).__name__, event.timestamp_us))
+
+    def command(self, command: Command, timestamp_us: int) -> None:
+        """The next command of its partition, and its broker time."""
+        self.commands += 1
+        self._made.setdefault(command.event_id, (command.workflow_id, type(command).__name__, timestamp_us))
+        if command.error_id is None or command.attempt_number == 0:
+            return
+        first = self._sent.setdefault((command.error_id, command.attempt_number), command.command_id)
+        if first != command.command_id:
+            self._add(
+                "two_commands",
+                command.workflow_id,
+                command.error_id,
+                f"attempt {command.attempt_number} was sent as {first} and as {command.command_id}",
+            )
+
+    def findings(self, now_us: int) -> list[Finding]:
+        """Everything that is wrong. `now_us`: broker time when the end of what was read was fixed."""
+        return [f for f in (*self._findings, *self._effects(now_us), *self._overdue(now_us)) if self._judged(f)]
+
+    def _judged(self, finding: Finding) -> bool:
+        state = self._states.get(finding.workflow_id)
+        return state is not None and (state.partition in self._whole or state.started_offset >= 0)
+
+    def _effects(self, now_us: int) -> Iterator[Finding]:
+        for event_id, (workflow_id, name, cause_us) in self._asked.items():
+            if event_id not in self._made and now_us - cause_us > GRACE_US:
+                yield Finding(
+                    rule="missing",
+                    workflow_id=workflow_id,
+                    subject_id=event_id,
+                    detail=f"{name} follows from the log and is not in it",
+                )
+        for event_id, (workflow_id, name, made_us) in self._made.items():
+            if event_id not in self._asked and now_us - made_us > GRACE_US:
+                yield Finding(
+                    rule="unasked",
+                    workflow_id=workflow_id,
+                    subject_id=event_id,
+                    detail=f"{name} is in the log and does not follow from it",
+                )
+
+    def _overdue(self, now_us: int) -> Iterator[Finding]:
+        for workflow_id, state in self._states.items():
+            due_us = next_due_us(state, self._policy)
+            if due_us is not None and now_us - due_us > GRACE_US:
+                yield Finding(
+                    rule="overdue",
+                    workflow_id=workflow_id,
+                    subject_id=workflow_id,
+                    detail=f"a timer was due {(now_us - due_us) // 1_000_000} s ago and has not fired",
+                )
+
+    def _watch(self, event: Delivered) -> None:
+        """What services may do once only, and the states they may restore."""
+        record = event.record
+        if type(record) is RecoveryDecided:
+            self._one_decision(record)
+        elif type(record) is CommandAcknowledged:
+            if record.status == "accepted" and not record.duplicate:
+                first = self._accepted.setdefault(record.command_id, record.event_id)
+                if first != record.event_id:
+                    self._add("accepted_twice", record.workflow_id, record.command_id, "a command was accepted twice")
+        elif type(record) is StepStarted:
+            if record.command_id is not None:
+                run = self._runs.setdefault((record.command_id, record.step_id), record.step_run_id)
+                if run != record.step_run_id:
+                    detail = f"step {record.step_id!r} ran as {run} and as {record.step_run_id} for one command"
+                    self._add("ran_twice", record.workflow_id, record.command_id, detail)
+        elif type(record) is CheckpointCreated:
+            if event.rejection is None and not record.evidence:
+                self._checkpoints.setdefault(record.checkpoint_id, record.workflow_id)
+        elif type(record) is StateRestored and record.checkpoint_id is not None:
+            if self._checkpoints.get(record.checkpoint_id) != record.workflow_id:
+                detail = "the restored checkpoint is not a verified one of this workflow, earlier in the log"
+                self._add("restored_unverified", record.workflow_id, record.checkpoint_id, detail)
+
+    def _one_decision(self, record: RecoveryDecided) -> None:
+        first = self._decided.setdefault((record.error_id, record.attempt_number), record.event_id)
+        if first != record.event_id:
+            self._add(
+                "decided_twice",
+                record.workflow_id,
+                record.error_id,
+                f"attempt {record.attempt_number} was decided as {first} and as {record.event_id}",
+            )
+
+    def _add(self, rule: str, workflow_id: str, subject_id: str, detail: str) -> None:
+        self._findings.append(Finding(rule=rule, workflow_id=workflow_id, subject_id=subject_id, detail=detail))

@@ -1,0 +1,90 @@
+"""`kintsugi workflows list | show | timeline`."""
+
+from __future__ import annotations
+
+import click
+
+from ops.output import NotFoundError, output_option, say, show, show_json, show_record
+
+STATUSES = ("running", "recovering", "waiting_for_human", "paused", "completed", "failed", "cancelled")
+
+
+@click.group()
+def workflows() -> None:
+    """List workflows, show one, or tell all that happened to it."""
+
+
+@workflows.command("list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only these.")
+@click.option("--type", "workflow_type", help="Only of this workflow type.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@output_option
+def list_(status: str | None, workflow_type: str | None, limit: int, output: str) -> None:
+    """Workflows, those that changed last first."""
+    from ops import reads
+    from ops.stack import addresses
+
+    rows = reads.workflows(addresses().postgres, status=status, workflow_type=workflow_type, limit=limit)
+    columns = ("id", "workflow_type", "status", "current_step", "steps_completed", "steps", "errors", "updated_at")
+    show(rows, output, columns=columns, empty="no workflow")
+    if len(rows) == limit:
+        say(f"the newest {limit}; --limit shows more")
+
+
+@workflows.command("show")
+@click.argument("workflow_id")
+@output_option
+def show_(workflow_id: str, output: str) -> None:
+    """One workflow, its errors and its newest checkpoints. Exit 3 when there is none."""
+    from ops import reads
+    from ops.stack import addresses
+
+    found = reads.workflow(addresses().postgres, reads.checked_id(workflow_id, "workflow"))
+    if found is None:
+        raise NotFoundError(f"no workflow {workflow_id}; kintsugi workflows list shows those that are there")
+    if output == "json":
+        show_json(found)
+        return
+    show_record({k: v for k, v in found.items() if not isinstance(v, list)})
+    if found["error_list"]:
+        click.echo("\nErrors")
+        show(found["error_list"], output)
+    if found["checkpoint_list"]:
+        click.echo("\nNewest checkpoints")
+        show(found["checkpoint_list"], output)
+    say(f"kintsugi workflows timeline {workflow_id} tells all that happened")
+
+
+@workflows.command()
+@click.argument("workflow_id")
+@click.option("--heartbeats", is_flag=True, help="Show progress reports too.")
+@output_option
+def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
+    """Everything that happened to one workflow, from the log: steps, errors, decisions and why, commands, answers."""
+    from consumers.log_reader import LogReader
+    from ops import reads
+    from ops.stack import addresses
+    from ops.timeline import timeline as read
+    from schemas.codec import Codec
+    from schemas.registry import Registry
+
+    at = addresses()
+    found = reads.workflow(at.postgres, reads.checked_id(workflow_id, "workflow"))
+    if found is None:
+        raise NotFoundError(f"no workflow {workflow_id}; kintsugi workflows list shows those that are there")
+    ended = found["ended_at"]
+    with LogReader(at.kafka) as log, Registry(at.registry) as registry:
+        rows = list(
+            read(
+                log,
+                Codec(registry),
+                str(found["id"]),
+                partition=found["log_partition"],
+                first_offset=found["first_offset"],
+                ended_ms=None if ended is None else int(ended.timestamp() * 1000),
+            )
+        )
+    shown = [row for row in rows if heartbeats or row["event"] != "StepProgressed"]
+    if not shown or shown[0]["offset"] != found["first_offset"]:
+        say("the log no longer holds the beginning of this workflow")
+    show(shown, output, columns=("after_ms", "event", "step", "detail", "producer"))

@@ -1,0 +1,112 @@
+"""Everything that happened to one workflow, read from the log: the tables keep only what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from consumers.dead_letter import raw
+from consumers.log_reader import LogReader
+from schemas.admission import admit
+from schemas.codec import Codec, Unknown
+from schemas.errors import PoisonError
+from schemas.records import Record
+from schemas.records.events import (
+    CheckpointCreated,
+    CheckpointRejected,
+    CommandAcknowledged,
+    ErrorClassified,
+    InterventionRequested,
+    InterventionResolved,
+    RecoveryAttemptFinished,
+    RecoveryDecided,
+    StateRestored,
+    StepCompleted,
+    StepProgressed,
+    StepStarted,
+    TimerFired,
+    WorkflowErrorOccurred,
+    WorkflowStarted,
+)
+from schemas.topics import EVENTS
+
+#: Events follow a workflow's end for a while: late answers, a repair that closes.
+AFTER_END_MS = 3_600_000
+_TEXT_MAX = 200
+
+Row = dict[str, Any]
+_Described = Callable[[Any], str]
+
+
+def _decided(r: RecoveryDecided) -> str:
+    wait = f" in {r.execute_after_ms} ms" if r.execute_after_ms else ""
+    return f"attempt {r.attempt_number}: {r.strategy} -> {r.command_type or 'no command'}{wait} ({r.rule})"
+
+
+def _acknowledged(r: CommandAcknowledged) -> str:
+    again = " (repeated)" if r.duplicate else ""
+    return f"{r.status}{again}{f': {r.detail}' if r.detail else ''}"
+
+
+def _finished(r: RecoveryAttemptFinished) -> str:
+    after = f" after {r.duration_ms} ms{f': {r.error_message}' if r.error_message else ''}"
+    return f"attempt {r.attempt_number} {r.outcome}: {r.strategy}{after}"
+
+
+_DETAILS: dict[type[Record], _Described] = {
+    WorkflowStarted: lambda r: f"version {r.workflow_version}, {len(r.steps)} steps",
+    StepStarted: lambda r: "for a command" if r.command_id else "",
+    StepProgressed: lambda r: "" if r.progress is None else f"{r.progress:.0%} {r.message or ''}",
+    StepCompleted: lambda r: f"{r.duration_ms} ms",
+    CheckpointCreated: lambda r: f"{r.checkpoint_type} {r.sequence}, {r.size_bytes} bytes",
+    CheckpointRejected: lambda r: f"{r.reason}: {r.detail}",
+    StateRestored: lambda r: f"restore {r.restore_count}, from checkpoint {r.checkpoint_id}",
+    WorkflowErrorOccurred: lambda r: f"{r.error_code}: {r.error_message} ({r.detected_by})",
+    ErrorClassified: lambda r: f"{r.error_type}, {r.severity} ({r.rule})",
+    RecoveryDecided: _decided,
+    CommandAcknowledged: _acknowledged,
+    RecoveryAttemptFinished: _finished,
+    InterventionRequested: lambda r: f"{r.trigger}: {r.reason}",
+    InterventionResolved: lambda r: f"{r.decision} by {r.actor}: {r.reason}",
+    TimerFired: lambda r: r.kind,
+}
+
+
+def timeline(
+    log: LogReader, codec: Codec, workflow_id: str, *, partition: int, first_offset: int, ended_ms: int | None
+) -> Iterator[Row]:
+    """Rows in log order, from the workflow's first event to an hour after its end, or to the end of the log.
+
+    What retention has removed is missing; the first row's offset tells. Raises as `LogReader` does.
+    """
+    low, high = log.bounds(EVENTS)[partition]
+    end = high
+    if ended_ms is not None:
+        end = log.offset_at(EVENTS, partition, ended_ms + AFTER_END_MS) or high
+    key = workflow_id.encode()
+    began_ms: int | None = None
+    for message in log.read(EVENTS, {partition: (max(low, first_offset), end)}):
+        if raw(message.key()) != key:
+            continue
+        at_ms = message.timestamp()[1]
+        began_ms = at_ms if began_ms is None else began_ms
+        place = {"offset": message.offset(), "at": datetime.fromtimestamp(at_ms / 1000, UTC)}
+        yield {**place, "after_ms": at_ms - began_ms, **_told(codec, message)}
+
+
+def _told(codec: Codec, message: Any) -> Row:
+    try:
+        record = admit(codec, raw(message.key()), raw(message.value()))
+    except PoisonError as error:
+        return {"event": "(set aside)", "step": "", "detail": f"{error.reason}: {error}"[:_TEXT_MAX], "producer": ""}
+    if isinstance(record, Unknown):
+        return {"event": record.name, "step": "", "detail": "unknown to this version", "producer": ""}
+    describe = _DETAILS.get(type(record))
+    detail = str(getattr(record, "reason", "") or "") if describe is None else describe(record)
+    return {
+        "event": type(record).__name__,
+        "step": getattr(record, "step_id", None) or "",
+        "detail": detail.strip()[:_TEXT_MAX],
+        "producer": record.producer,
+    }

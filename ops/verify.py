@@ -1,0 +1,158 @@
+"""`kintsugi verify`: the log against itself, and the tables against the log."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message
+
+from consumers.dead_letter import raw
+from consumers.log_reader import LogReader
+from engine.events import Delivered, deliver
+from engine.invariants import Finding, LogCheck
+from engine.policy import Policy
+from projections.catalog import TABLES
+from projections.reader import Snapshot, snapshot
+from projections.verify import Drift, TableCheck
+from schemas.admission import admit
+from schemas.codec import Codec, Unknown
+from schemas.dead_letters import STAGE_APPLY
+from schemas.errors import PoisonError
+from schemas.records import Command
+from schemas.registry import Registry
+from schemas.topics import COMMANDS, EVENTS
+
+from .stack import Addresses
+
+#: Differences kept to be shown; all are counted.
+SHOWN_MAX = 100
+
+#: Called with (what is being done, records done, records in all).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class Report:
+    """What was compared, and every way in which it disagrees."""
+
+    events: int = 0
+    commands: int = 0
+    unreadable: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    behind: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    drifts: list[Drift] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything agrees."""
+        return not self.counts
+
+    def note(self, finding: Finding) -> None:
+        """Count a finding about the log, and keep it while there is room."""
+        self.counts[f"log: {finding.rule}"] += 1
+        if len(self.findings) < SHOWN_MAX:
+            self.findings.append(finding)
+
+    def drift(self, drift: Drift) -> None:
+        """Count a difference in a table, and keep it while there is room."""
+        self.counts[f"table: {drift.table}"] += 1
+        if len(self.drifts) < SHOWN_MAX:
+            self.drifts.append(drift)
+
+
+def verify(at: Addresses, policy: Policy, progress: Progress) -> Report:
+    """Check everything. RetriableError when a server is away. Memory: about 5 KB for each workflow in the log."""
+    report = Report()
+    with Registry(at.registry) as registry, LogReader(at.kafka) as log, snapshot(at.postgres) as tables:
+        _Verification(report, Codec(registry), log, tables, LogCheck(policy)).run(progress)
+    return report
+
+
+class _Verification:
+    def __init__(self, report: Report, codec: Codec, log: LogReader, tables: Snapshot, check: LogCheck) -> None:
+        self._report = report
+        self._codec = codec
+        self._log = log
+        self._tables = tables
+        self._check = check
+        self._folded = TableCheck()
+        # The database's moment comes first: what the log holds beyond these positions is not in the tables yet.
+        self._positions = tables.positions()
+        self._set_aside = tables.dead_letters()
+        self._missing_letters: list[tuple[int, int, str]] = []
+
+    def run(self, progress: Progress) -> None:
+        now_us = time.time_ns() // 1000
+        bounds = self._log.bounds(EVENTS)
+        for partition, (low, high) in bounds.items():
+            if low == 0:
+                self._check.begins_at_zero(partition)
+            self._report.behind += max(0, high - max(low, self._positions.get(partition, low)))
+        for event in self._events(bounds, progress):
+            self._check.event(event)
+        # After the events: a command in the log follows from an event that was there before it.
+        for message in self._messages("commands", COMMANDS, self._log.bounds(COMMANDS), progress):
+            self._command(message)
+        for finding in self._check.findings(now_us):
+            self._report.note(finding)
+        self._report.events, self._report.commands = self._check.events, self._check.commands
+        self._compare_tables(progress)
+
+    def _events(self, bounds: dict[int, tuple[int, int]], progress: Progress) -> Iterator[Delivered]:
+        for message in self._messages("events", EVENTS, bounds, progress):
+            partition, offset = message.partition() or 0, message.offset() or 0
+            applied = offset < self._positions.get(partition, 0)
+            stage = self._set_aside.pop((partition, offset), None)
+            try:
+                record = admit(self._codec, raw(message.key()), raw(message.value()))
+                if isinstance(record, Command):
+                    raise PoisonError("wrong_topic", "a command in the event topic")
+            except PoisonError as error:
+                self._report.unreadable += 1
+                if applied and stage is None:
+                    self._missing_letters.append((partition, offset, error.reason))
+                continue
+            if isinstance(record, Unknown):
+                continue
+            event = deliver(record, partition, offset, message.timestamp()[1] * 1000)
+            if applied and stage != STAGE_APPLY:
+                self._folded.add(event)
+            yield event
+
+    def _command(self, message: Message) -> None:
+        try:
+            record = admit(self._codec, raw(message.key()), raw(message.value()))
+        except PoisonError:
+            self._report.unreadable += 1
+            return
+        if isinstance(record, Command):
+            self._check.command(record, message.timestamp()[1] * 1000)
+
+    def _messages(
+        self, what: str, topic: str, bounds: dict[int, tuple[int, int]], progress: Progress
+    ) -> Iterator[Message]:
+        total = sum(high - low for low, high in bounds.values())
+        for done, message in enumerate(self._log.read(topic, bounds)):
+            if done % 1_000 == 0:
+                progress(what, done, total)
+            yield message
+        progress(what, total, total)
+
+    def _compare_tables(self, progress: Progress) -> None:
+        for number, table in enumerate(TABLES):
+            progress("tables", number, len(TABLES))
+            for drift in self._folded.compare(table.name, self._tables.rows(table)):
+                self._report.drift(drift)
+            self._report.rows[table.name] = self._folded.rows(table.name)
+        for partition, offset, reason in self._missing_letters:
+            self._report.drift(_letter(f"{partition}@{offset}", expected=f"a row ({reason})", found="no row"))
+        progress("tables", len(TABLES), len(TABLES))
+
+
+def _letter(key: str, *, expected: str, found: str) -> Drift:
+    return Drift(table="dead_letters", key=key, column="", expected=expected, found=found)

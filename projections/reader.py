@@ -1,0 +1,67 @@
+"""One consistent look at the tables: everything read through it is of the same moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from schemas.errors import FatalError, RetriableError
+from schemas.topics import EVENTS
+
+from . import statements
+from .kit import Table
+from .sql import blocks
+from .store import CONNECT_TIMEOUT_S, GENERATION
+
+_QUERIES = blocks("projections", "queries.sql")
+#: Rows fetched at once from a table that is read whole.
+_FETCH_ROWS = 2_000
+
+
+class Snapshot:
+    """A read-only transaction at one moment; every query in it sees the same rows."""
+
+    def __init__(self, connection: psycopg.Connection[Any], generation: str) -> None:
+        self._connection = connection
+        self._place = {"generation": generation, "topic": EVENTS}
+
+    def positions(self) -> dict[int, int]:
+        """Next offset of the log to apply, by partition; partitions of which nothing was applied are left out."""
+        found = self._connection.execute(_QUERIES["positions"], self._place).fetchall()
+        return {partition: offset for partition, offset in found if offset >= 0}
+
+    def dead_letters(self) -> dict[tuple[int, int], str]:
+        """Records set aside: (partition, offset) to the stage in which they failed."""
+        found = self._connection.execute(_QUERIES["dead_letter_places"], self._place).fetchall()
+        return {(partition, offset): stage for partition, offset, stage in found}
+
+    def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
+        """All rows of a table, in the form that folds use."""
+        with self._connection.cursor(name=f"all_{table.name}", binary=True) as cursor:
+            cursor.itersize = _FETCH_ROWS
+            yield from cursor.execute(statements.read_all(table))
+
+    def query(self, statement: sql.SQL | Any, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows of any query, by column name."""
+        with self._connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+            return cursor.execute(statement, parameters).fetchall()
+
+
+@contextmanager
+def snapshot(url: str, *, generation: str = GENERATION) -> Iterator[Snapshot]:
+    """Open one. RetriableError when Postgres is away, FatalError when the tables are not there."""
+    try:
+        with psycopg.connect(
+            url, connect_timeout=CONNECT_TIMEOUT_S, options=f"-c search_path={generation}", application_name="kintsugi"
+        ) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            yield Snapshot(connection, generation)
+    except psycopg.ProgrammingError as error:
+        raise FatalError(f"the tables are not as they should be: {error}", hint="run: kintsugi db migrate") from error
+    except psycopg.OperationalError as error:
+        raise RetriableError(f"Postgres: {error}", hint="kintsugi status") from error

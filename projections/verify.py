@@ -1,0 +1,113 @@
+"""Proves tables: the pure fold of the log up to their positions, against the rows in one database snapshot (I4).
+
+A JSON column is compared by value through a digest, as jsonb keeps no key order and writes numbers its own way. A
+reference whose target came later in the log, or never, may be empty in the table: that is what `statements` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from engine.events import Delivered
+
+from .catalog import TABLES
+from .fold import Rows, fold, touched
+from .kit import Table
+
+_INTEGER_MAX = 2**53
+_SHOWN_MAX = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """A row or column in which a table differs from the log. `column` is empty when a row is missing or extra."""
+
+    table: str
+    key: str
+    column: str
+    expected: str
+    found: str
+
+
+class TableCheck:
+    """Folds events one by one, then compares table by table. Holds all rows, JSON as digests: about 1 KB each."""
+
+    def __init__(self, tables: Sequence[Table] = TABLES) -> None:
+        self._tables = {table.name: table for table in tables}
+        self._plan = touched(tables)
+        self._rows: Rows = {table.name: {} for table in tables}
+        self._json = {t.name: [i for i, c in enumerate(t.columns) if c.kind == "jsonb"] for t in tables}
+        self._references = {
+            t.name: [(i, target) for i, c in enumerate(t.columns) if (target := c.references) is not None]
+            for t in tables
+        }
+        #: References that pointed to nothing when their row was made or changed.
+        self._loose: set[tuple[str, str, int]] = set()
+
+    def add(self, event: Delivered) -> None:
+        """Fold the next event of its partition."""
+        for name, changed in fold(self._rows, (event,), self._plan).items():
+            for key, row in changed.items():
+                for index, target in self._references[name]:
+                    if row[index] is not None and row[index] not in self._rows[target]:
+                        self._loose.add((name, key, index))
+                if self._tables[name].written_once:  # no fold looks into it again
+                    self._rows[name][key] = self._reduced(name, row)
+
+    def rows(self, table: str) -> int:
+        """How many rows the log gives a table."""
+        return len(self._rows[table])
+
+    def compare(self, table: str, found: Iterable[Sequence[Any]]) -> Iterator[Drift]:
+        """Every difference between the fold and the rows of the table, which are those of `statements.read_all`."""
+        expected, columns = self._rows[table], self._tables[table].columns
+        unseen = set(expected)
+        for values in found:
+            key = values[0]
+            row = expected.get(key)
+            if row is None:
+                yield Drift(table=table, key=key, column="", expected="no row", found="a row")
+                continue
+            unseen.discard(key)
+            wanted = row if self._tables[table].written_once else self._reduced(table, row)
+            for index, (want, have) in enumerate(zip(wanted, self._reduced(table, values), strict=True)):
+                if want != have and not (have is None and (table, key, index) in self._loose):
+                    yield Drift(
+                        table=table, key=key, column=columns[index].name, expected=_shown(want), found=_shown(have)
+                    )
+        for key in sorted(unseen):
+            yield Drift(table=table, key=key, column="", expected="a row", found="no row")
+
+    def _reduced(self, name: str, row: Sequence[Any]) -> tuple[Any, ...]:
+        values = list(row)
+        for index in self._json[name]:
+            if values[index] is not None:
+                values[index] = json_digest(values[index])
+        return tuple(values)
+
+
+def json_digest(text: str) -> str:
+    """A digest that is equal for JSON texts of equal value."""
+    value = _plain(orjson.loads(text))
+    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers in one form: jsonb writes 1e3 as 1000, and -0.0 as 0.0."""
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return int(value) if abs(value) < _INTEGER_MAX and value == int(value) else float(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
