@@ -40,26 +40,26 @@ def decide(state: WorkflowState, event: Delivered, policy: Policy) -> tuple[Effe
 
 def _opened(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     assert t.case is not None
-    yield _classified(event, t.case.error_id)
+    yield _classified(event, t.case.error_id, "opened")
     yield from _next(state, event, policy, t.case)
 
 
 def _again(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     assert t.case is not None
-    yield _classified(event, t.case.error_id)
+    yield _classified(event, t.case.error_id, "joined")
 
 
 def _unrooted(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     record = event.record
     assert isinstance(record, WorkflowErrorOccurred)
-    yield _classified(event, record.error_id, note=t.detail)
+    yield _classified(event, record.error_id, "ignored", note=t.detail)
 
 
 def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     assert t.case is not None
     yield _finished(event, t)
     if isinstance(event.record, WorkflowErrorOccurred):
-        yield _classified(event, t.case.error_id)
+        yield _classified(event, t.case.error_id, "joined")
     yield from _next(state, event, policy, t.case)
 
 
@@ -195,7 +195,7 @@ _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], It
 }
 
 
-def _classified(event: Delivered, root_error_id: str, *, note: str = "") -> Append:
+def _classified(event: Delivered, root_error_id: str, disposition: str, *, note: str = "") -> Append:
     record = event.record
     assert isinstance(record, WorkflowErrorOccurred)
     kind = classify(record)
@@ -211,6 +211,7 @@ def _classified(event: Delivered, root_error_id: str, *, note: str = "") -> Appe
             retryable=kind.retryable,
             fingerprint=fingerprint(record),
             rule=f"{kind.rule}; {note}" if note else kind.rule,
+            disposition=disposition,
         )
     )
 

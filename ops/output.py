@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from schemas.ids import uuid_bytes
+
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, PARTIAL, MISMATCH, DENIED, TIMED_OUT = range(9)
 TEMPORARY = 75
 INTERRUPTED = 130
@@ -103,6 +105,22 @@ def _text(value: Any) -> str:
 def printable(text: str) -> str:
     """Text of a service's making without control characters, which could rewrite what the terminal shows."""
     return _CONTROL.sub("\ufffd", text)
+
+
+class _Id(click.ParamType[str]):
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).lower()
+        try:
+            uuid_bytes(text)
+        except ValueError:
+            self.fail(f"{value!r} is no id; one looks like 6b696e74-7375-4769-8000-676f6c646a6f", param, ctx)
+        return text
+
+
+#: The id of a workflow, an error, a checkpoint.
+ID = _Id()
 
 
 class NotFoundError(click.ClickException):

@@ -6,25 +6,12 @@ from typing import Any
 
 from projections.reader import snapshot
 from projections.sql import blocks
-from schemas.errors import ConfigError
-from schemas.ids import uuid_bytes
 
 Row = dict[str, Any]
 #: Checkpoints shown with a workflow; `kintsugi workflows show` is no dump.
 CHECKPOINTS_SHOWN_MAX = 20
 
 _QUERIES = blocks("ops", "reads.sql")
-
-
-def checked_id(text: str, what: str) -> str:
-    """The id in canonical form; ConfigError for what is none."""
-    try:
-        uuid_bytes(text.lower())
-    except ValueError:
-        raise ConfigError(
-            f"{what} {text!r} is not an id; one looks like 6b696e74-7375-4769-8000-676f6c646a6f"
-        ) from None
-    return text.lower()
 
 
 def workflows(postgres: str, *, status: str | None, workflow_type: str | None, limit: int) -> list[Row]:

@@ -1,16 +1,18 @@
 -- Questions that people ask of the tables. Filters that are not given are NULL.
 
 -- name: workflows
-SELECT id, workflow_type, status, current_step, steps_completed, steps, errors, restores, started_at, updated_at, reason
-FROM workflows
+SELECT id, workflow_type, status, current_step, jsonb_array_length(completed) AS steps_completed, steps,
+  (SELECT count(*) FROM workflow_errors e WHERE e.workflow_id = w.id AND e.status <> 'joined') AS errors,
+  restores, started_at, updated_at, reason
+FROM workflows w
 WHERE (%(status)s::text IS NULL OR status = %(status)s)
   AND (%(workflow_type)s::text IS NULL OR workflow_type = %(workflow_type)s)
 ORDER BY updated_at DESC, id
 LIMIT %(limit)s
 
 -- name: workflow
-SELECT id, workflow_type, external_id, version, status, reason, current_step, steps_completed, steps, errors, restores,
-  started_at, ended_at, updated_at, log_partition, first_offset
+SELECT id, workflow_type, external_id, version, status, reason, current_step,
+  jsonb_array_length(completed) AS steps_completed, steps, restores, started_at, ended_at, updated_at, log_partition, first_offset
 FROM workflows WHERE id = %(id)s
 
 -- name: workflow_errors

@@ -6,9 +6,9 @@ import json
 
 import click
 
-from ops.output import NotFoundError, output_option, printable, say, show, show_json, show_record
+from ops.output import ID, NotFoundError, output_option, printable, say, show, show_json, show_record
 
-STATUSES = ("open", "recovering", "waiting_for_human", "recovered", "failed", "joined")
+STATUSES = ("open", "recovering", "waiting_for_human", "recovered", "failed", "joined", "ignored")
 
 
 @click.group()
@@ -20,7 +20,7 @@ def errors() -> None:
 @click.option("--status", type=click.Choice(STATUSES), help="Only these.")
 @click.option("--type", "error_type", help="Only of this error type, such as timeout.")
 @click.option("--step", "step_id", help="Only of this step.")
-@click.option("--workflow", "workflow_id", help="Only of this workflow.")
+@click.option("--workflow", "workflow_id", type=ID, help="Only of this workflow.")
 @click.option("--all", "every", is_flag=True, help="Also errors that joined the repair of an earlier one.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @output_option
@@ -42,7 +42,7 @@ def list_(
         status=status,
         error_type=error_type,
         step_id=step_id,
-        workflow_id=None if workflow_id is None else reads.checked_id(workflow_id, "workflow"),
+        workflow_id=workflow_id,
         every=every,
         limit=limit,
     )
@@ -54,14 +54,14 @@ def list_(
 
 
 @errors.command("show")
-@click.argument("error_id")
+@click.argument("error_id", type=ID)
 @output_option
 def show_(error_id: str, output: str) -> None:
     """One error, every attempt to repair it with the rule behind it, and what humans were asked. Exit 3 for none."""
     from ops import reads
     from ops.stack import addresses
 
-    found = reads.error(addresses().postgres, reads.checked_id(error_id, "error"))
+    found = reads.error(addresses().postgres, error_id)
     if found is None:
         raise NotFoundError(f"no error {error_id}; kintsugi errors list shows those that are there")
     if output == "json":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ops.output import NotFoundError, output_option, say, show, show_json, show_record
+from ops.output import ID, NotFoundError, output_option, say, show, show_json, show_record
 
 STATUSES = ("running", "recovering", "waiting_for_human", "paused", "completed", "failed", "cancelled")
 
@@ -32,14 +32,14 @@ def list_(status: str | None, workflow_type: str | None, limit: int, output: str
 
 
 @workflows.command("show")
-@click.argument("workflow_id")
+@click.argument("workflow_id", type=ID)
 @output_option
 def show_(workflow_id: str, output: str) -> None:
     """One workflow, its errors and its newest checkpoints. Exit 3 when there is none."""
     from ops import reads
     from ops.stack import addresses
 
-    found = reads.workflow(addresses().postgres, reads.checked_id(workflow_id, "workflow"))
+    found = reads.workflow(addresses().postgres, workflow_id)
     if found is None:
         raise NotFoundError(f"no workflow {workflow_id}; kintsugi workflows list shows those that are there")
     if output == "json":
@@ -56,7 +56,7 @@ def show_(workflow_id: str, output: str) -> None:
 
 
 @workflows.command()
-@click.argument("workflow_id")
+@click.argument("workflow_id", type=ID)
 @click.option("--heartbeats", is_flag=True, help="Show progress reports too.")
 @output_option
 def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
@@ -69,7 +69,7 @@ def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
     from schemas.registry import Registry
 
     at = addresses()
-    found = reads.workflow(at.postgres, reads.checked_id(workflow_id, "workflow"))
+    found = reads.workflow(at.postgres, workflow_id)
     if found is None:
         raise NotFoundError(f"no workflow {workflow_id}; kintsugi workflows list shows those that are there")
     ended = found["ended_at"]

@@ -1,6 +1,7 @@
 """Errors and how their repair goes.
 
-status: open, recovering, waiting_for_human, recovered, failed, or joined (belongs to the repair of `root_error_id`).
+status: open, recovering, waiting_for_human, recovered, failed, joined (belongs to the repair of `root_error_id`), or
+ignored (the workflow had ended, or too many errors were open).
 `recovery_successful` is null while a repair is in flight.
 """
 
@@ -20,6 +21,7 @@ from schemas.records.events import (
 )
 
 _DETECTED_BY_MAX = 100
+_STATUS_MAX = 20
 
 
 class Row(NamedTuple):
@@ -84,7 +86,7 @@ def _classified(row: Row, event: Delivered) -> Row:
         error_severity=text(r.severity),
         fingerprint=text(r.fingerprint)[:64],
         root_error_id=r.root_error_id,
-        status="joined" if r.root_error_id != row.id else row.status,
+        status=row.status if r.disposition == "opened" else text(r.disposition)[:_STATUS_MAX],
         updated_at=event.timestamp_us,
     )
 
@@ -117,6 +119,8 @@ def _finished(row: Row, event: Delivered) -> Row:
 
 
 def _asked(row: Row, event: Delivered) -> Row:
+    if row.status == "recovered":
+        return row
     return row._replace(status="waiting_for_human", updated_at=event.timestamp_us)
 
 

@@ -1,19 +1,25 @@
 """Workflows as people ask for them: where they stand, since when, and whether somebody has to look.
 
-status: running, recovering, waiting_for_human, paused, completed, failed, cancelled.
+status, the first that holds: completed, failed, cancelled; waiting_for_human; paused; recovering; running. No event
+moves a row twice: what is counted is kept as a set, so an event that comes again changes nothing.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import orjson
+
 from engine.events import Delivered
+from engine.graph import STEPS_MAX
+from engine.state import CASES_MAX
 from projections.kit import Fold, Table, Touch, columns
 from projections.values import text, text_or_none
 from schemas.records.events import (
     InterventionRequested,
     InterventionResolved,
     RecoveryAttemptFinished,
+    RecoveryDecided,
     StateRestored,
     StepCompleted,
     StepStarted,
@@ -27,10 +33,12 @@ from schemas.records.events import (
 )
 
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
+_WAITS = "waiting_for_human"
+_INT_MAX = 2**31 - 1
 
 
 class Row(NamedTuple):
-    """A row of `workflows`."""
+    """A row of `workflows`. JSON: `completed`, a list of step ids; `repairs`, error id to how its repair stands."""
 
     id: str
     workflow_type: str
@@ -39,8 +47,9 @@ class Row(NamedTuple):
     status: str
     current_step: str | None
     steps: int
-    steps_completed: int
-    errors: int
+    completed: str
+    repairs: str
+    paused: bool
     restores: int
     reason: str | None
     started_at: int | None
@@ -60,8 +69,9 @@ def _first(event: Delivered) -> Row:
         status="running",
         current_step=None,
         steps=0,
-        steps_completed=0,
-        errors=0,
+        completed="[]",
+        repairs="{}",
+        paused=False,
         restores=0,
         reason=None,
         started_at=None,
@@ -70,6 +80,10 @@ def _first(event: Delivered) -> Row:
         log_partition=event.partition,
         first_offset=event.offset,
     )
+
+
+def _seen(row: Row, event: Delivered) -> Row:
+    return row
 
 
 def _started(row: Row, event: Delivered) -> Row:
@@ -83,46 +97,66 @@ def _started(row: Row, event: Delivered) -> Row:
 def _step_started(row: Row, event: Delivered) -> Row:
     r = event.record
     assert isinstance(r, StepStarted)
-    return row._replace(current_step=text(r.step_id))
+    return row._replace(current_step=text(r.step_id), paused=False)
 
 
 def _step_completed(row: Row, event: Delivered) -> Row:
-    return row._replace(steps_completed=row.steps_completed + 1)
+    r = event.record
+    assert isinstance(r, StepCompleted)
+    done: list[str] = orjson.loads(row.completed)
+    step_id = text(r.step_id)
+    if step_id in done or len(done) >= STEPS_MAX:
+        return row
+    return row._replace(completed=orjson.dumps([*done, step_id]).decode())
 
 
-def _error(row: Row, event: Delivered) -> Row:
-    return row._replace(errors=row.errors + 1, status="recovering")
+def _repair(row: Row, error_id: str, state: str | None, reason: str | None = None) -> Row:
+    """Note how the repair of an error stands; None when it is over."""
+    repairs: dict[str, str] = orjson.loads(row.repairs)
+    if state is None:
+        repairs.pop(error_id, None)
+    elif error_id in repairs or len(repairs) < CASES_MAX:
+        repairs[error_id] = state
+    return row._replace(repairs=orjson.dumps(repairs).decode(), reason=reason)
+
+
+def _decided(row: Row, event: Delivered) -> Row:
+    r = event.record
+    assert isinstance(r, RecoveryDecided)
+    waits = r.strategy == "manual_intervention"
+    return _repair(row, r.error_id, _WAITS if waits else "recovering", text(r.rule) if waits else None)
 
 
 def _recovered(row: Row, event: Delivered) -> Row:
     r = event.record
     assert isinstance(r, RecoveryAttemptFinished)
-    over = r.outcome == "succeeded" and row.status in ("recovering", "waiting_for_human")
-    return row._replace(status="running") if over else row
+    return _repair(row, r.error_id, None) if r.outcome == "succeeded" else row
 
 
 def _asked(row: Row, event: Delivered) -> Row:
     r = event.record
     assert isinstance(r, InterventionRequested)
-    return row._replace(status="waiting_for_human", reason=text(r.reason))
+    return row if r.error_id is None else _repair(row, r.error_id, _WAITS, text(r.reason))
 
 
 def _answered(row: Row, event: Delivered) -> Row:
     r = event.record
     assert isinstance(r, InterventionResolved)
-    return row if r.decision == "expired" else row._replace(status="recovering", reason=None)
+    return row if r.decision == "expired" or r.error_id is None else _repair(row, r.error_id, "recovering")
 
 
 def _restored(row: Row, event: Delivered) -> Row:
-    return row._replace(restores=row.restores + 1)
+    r = event.record
+    assert isinstance(r, StateRestored)
+    return row._replace(restores=max(row.restores, min(r.restore_count, _INT_MAX)))
 
 
 def _paused(row: Row, event: Delivered) -> Row:
-    return row if row.status == "waiting_for_human" else row._replace(status="paused")
+    return row._replace(paused=True)
 
 
 def _resumed(row: Row, event: Delivered) -> Row:
-    return row._replace(status="running")
+    return row._replace(paused=False)
 
 
 def _ended(status: str) -> Fold:
@@ -131,6 +165,16 @@ def _ended(status: str) -> Fold:
         return row._replace(status=status, reason=text_or_none(reason), ended_at=event.timestamp_us)
 
     return fold
+
+
+def _standing(row: Row) -> str:
+    if row.status in _TERMINAL:
+        return row.status
+    if _WAITS in row.repairs:
+        return _WAITS
+    if row.paused:
+        return "paused"
+    return "running" if row.repairs == "{}" else "recovering"
 
 
 def _live(update: Fold) -> Fold:
@@ -142,7 +186,7 @@ def _live(update: Fold) -> Fold:
         if row.status in _TERMINAL:
             return row
         changed: Row = update(row, event)
-        return changed._replace(updated_at=event.timestamp_us)
+        return changed._replace(status=_standing(changed), updated_at=event.timestamp_us)
 
     return fold
 
@@ -162,8 +206,9 @@ TABLE = Table(
         status="text",
         current_step="text",
         steps="int",
-        steps_completed="int",
-        errors="int",
+        completed="jsonb",
+        repairs="jsonb",
+        paused="bool",
         restores="int",
         reason="text",
         started_at="time",
@@ -178,7 +223,8 @@ TABLE = Table(
             (WorkflowStarted, _started),
             (StepStarted, _step_started),
             (StepCompleted, _step_completed),
-            (WorkflowErrorOccurred, _error),
+            (WorkflowErrorOccurred, _seen),
+            (RecoveryDecided, _decided),
             (RecoveryAttemptFinished, _recovered),
             (InterventionRequested, _asked),
             (InterventionResolved, _answered),

@@ -129,6 +129,7 @@ class ErrorClassified(Record):
     retryable: bool
     fingerprint: str
     rule: str
+    disposition: str = 'opened'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
