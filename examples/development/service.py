@@ -1,0 +1,193 @@
+"""The service: declares the workflow, runs its steps, and lets the planned faults strike."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from kintsugi_client import Client, StepContext, Workflow, WorkflowType
+
+from . import work
+from .faults import (
+    CORRUPT_CHECKPOINT,
+    CRASH,
+    FLAKY,
+    HUNG,
+    OUT_OF_MEMORY,
+    PERMANENT,
+    RATE_LIMIT,
+    STEPS,
+    Fault,
+    Strikes,
+    fault_of,
+)
+
+SERVICE = "development"
+#: No healthy step takes nearly as long.
+STEP_TIMEOUT_MS = 4_000
+#: A hung step wakes up by itself after this; long before, a command has replaced it.
+HUNG_S_MAX = 4 * STEP_TIMEOUT_MS / 1000
+_HUNG_LOOK_S = 0.1
+_POLL_S = 0.002
+_IDS = uuid.UUID("6b696e74-0000-5000-8000-64656d6f0000")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one service process is told. `first` and `count` are its share of the run's workflows."""
+
+    run: str
+    scratch: Path
+    seed: int
+    first: int
+    count: int
+    per_second: float
+    work_ms: int
+
+
+def workflow_id_of(run: str, index: int) -> str:
+    """Id of a workflow, the same in every process of a run."""
+    return str(uuid.uuid5(_IDS, f"{run}|{index}"))
+
+
+class Development:
+    """The workflow type and its four steps."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._strikes = Strikes(settings.scratch / "strikes")
+        self._started = settings.scratch / "started"
+        self._started.mkdir(parents=True, exist_ok=True)
+        self.client = Client.connect(SERVICE, interceptors=[self._damage])
+        self.kind = self._declare()
+
+    @property
+    def ledger(self) -> Path:
+        """Where every execution of a deployment is written down."""
+        return self._settings.scratch / "ledger.jsonl"
+
+    def start_all(self, stop: Event) -> int:
+        """Start this process's share, except what an earlier process under the same name has started."""
+        number = 0
+        for index in range(self._settings.first, self._settings.first + self._settings.count):
+            mark = self._started / str(index)
+            if mark.exists():
+                continue
+            if stop.is_set():
+                break
+            workflow = self.start(index)
+            # Only what Kafka has confirmed is started: until then a process that dies leaves it to its successor.
+            while workflow.known_partition() < 0 and not stop.is_set():
+                time.sleep(_POLL_S)
+            mark.touch()
+            number += 1
+            stop.wait(1 / self._settings.per_second)
+        return number
+
+    def start(self, index: int) -> Workflow:
+        """Start one workflow of the plan."""
+        data = {"index": index, "seed": self._settings.seed, "run": self._settings.run}
+        return self.kind.start(data, workflow_id=workflow_id_of(self._settings.run, index))
+
+    def _declare(self) -> WorkflowType:
+        kind = self.client.workflow_type("development", version="1")
+        before: tuple[str, ...] = ()
+        functions = (self._code_generation, self._build, self._test, self._deployment)
+        for step_id, function in zip(STEPS, functions, strict=True):
+            kind.step(
+                step_id,
+                depends_on=before,
+                timeout_ms=STEP_TIMEOUT_MS,
+                critical=True,
+                idempotent=step_id != "deployment",
+            )(function)
+            before = (step_id,)
+        return kind
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _code_generation(self, ctx: StepContext) -> None:
+        fault = self._begin(ctx)
+        defect = None
+        if fault is not None and fault.kind == PERMANENT:
+            defect = work.SYNTAX if fault.step_id == "build" else work.LOGIC
+        index, seed = ctx.state["index"], ctx.state["seed"]
+        ctx.state["sources"] = work.generate(self._folder(ctx), index, seed, defect)
+
+    def _build(self, ctx: StepContext) -> None:
+        self._begin(ctx)
+        ctx.state["artefacts"] = work.build(self._folder(ctx), ctx.state["sources"])
+
+    def _test(self, ctx: StepContext) -> None:
+        self._begin(ctx)
+        ctx.state["checks"] = work.run_checks(self._folder(ctx), ctx.state["artefacts"])
+
+    def _deployment(self, ctx: StepContext) -> None:
+        self._begin(ctx)
+        execution = work.Execution(
+            workflow_id=ctx.workflow.workflow_id,
+            command_id=ctx.run.command_id,
+            step_run_id=ctx.run_id,
+            pid=os.getpid(),
+        )
+        work.append_to_ledger(self.ledger, execution)
+        target = self._settings.scratch / "target" / ctx.workflow.workflow_id
+        ctx.state["manifest"] = work.deploy(self._folder(ctx), target, ctx.state["artefacts"], execution=execution)
+
+    def _folder(self, ctx: StepContext) -> Path:
+        return self._settings.scratch / "work" / ctx.workflow.workflow_id
+
+    # -- faults ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, ctx: StepContext) -> Fault | None:
+        """The part of a step that takes time, and the moment at which its fault strikes."""
+        time.sleep(self._settings.work_ms / 1000)
+        ctx.check()
+        fault = fault_of(ctx.state["index"], ctx.state["seed"])
+        if fault is None or fault.step_id != ctx.step_id or fault.kind in (PERMANENT, CORRUPT_CHECKPOINT):
+            return fault
+        number = self._strikes.take(ctx.workflow.workflow_id, fault)
+        if number is not None:
+            self._strike(ctx, fault, number)
+        return fault
+
+    def _strike(self, ctx: StepContext, fault: Fault, number: int) -> None:
+        ctx.error_context.update(index=ctx.state["index"], planned=fault.kind, strike=number)
+        if fault.kind == CRASH:
+            raise RuntimeError(f"{ctx.step_id} crashed")
+        if fault.kind == FLAKY:
+            raise ConnectionError(f"{ctx.step_id}: the network failed for the {number}. time")
+        if fault.kind == OUT_OF_MEMORY:
+            raise work.StepFailedError("OUT_OF_MEMORY", f"{ctx.step_id} needs more than the 512 MB it has")
+        if fault.kind == RATE_LIMIT:
+            raise work.StepFailedError("API_RATE_LIMIT", f"{ctx.step_id}: 429 Too Many Requests")
+        assert fault.kind == HUNG
+        wake_s = time.monotonic() + HUNG_S_MAX
+        while time.monotonic() < wake_s:
+            ctx.check()  # raises as soon as a command has replaced this run
+            time.sleep(_HUNG_LOOK_S)
+
+    def _damage(self, record: Any) -> Any:
+        """Between client and Kafka: spoil one checkpoint of the workflows whose plan says so, as a bad disk would."""
+        if type(record).__name__ != "CheckpointCreated" or record.checkpoint_type != "step_start" or not record.state:
+            return record
+        fault = self._planned(record.workflow_id)
+        if fault is None or fault.kind != CORRUPT_CHECKPOINT or fault.step_id != record.step_id:
+            return record
+        if self._strikes.take(record.workflow_id, fault) is None:
+            return record
+        middle = len(record.state) // 2
+        spoiled = record.state[:middle] + bytes([record.state[middle] ^ 0xFF]) + record.state[middle + 1 :]
+        return dataclasses.replace(record, state=spoiled)
+
+    def _planned(self, workflow_id: str) -> Fault | None:
+        workflow = next((w for w in self.client.workflows() if w.workflow_id == workflow_id), None)
+        if workflow is None or "index" not in workflow.data:
+            return None
+        return fault_of(workflow.data["index"], workflow.data["seed"])
