@@ -67,7 +67,7 @@ class Registry:
         return found
 
     def lookup(self, schema: Schema) -> int | None:
-        """Registered id; None when it is not registered."""
+        """Registered id; None when it is not registered. What is found can be read back without the registry."""
         try:
             found = self._client.lookup_schema(schema.subject, RegistrySchema(schema.text, "AVRO"))
         except SchemaRegistryError as error:
@@ -80,6 +80,10 @@ class Registry:
             if type(error).__module__.startswith(("httpx", "httpcore")):
                 raise self._away(error) from error
             raise
+        if found.schema_id is not None:
+            with self._lock:
+                # A role looks up every shipped schema at its start: from then on it reads them with the registry away.
+                self._texts[found.schema_id] = schema.text
         return found.schema_id
 
     def text_of(self, schema_id: int) -> str | None:
