@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from confluent_kafka import KafkaError
@@ -22,6 +24,7 @@ HEARTBEAT_INTERVAL_MS = 500
 #: A record that the broker has not taken after this long is given up, and its batch is done again.
 DELIVERY_TIMEOUT_MS = 15_000
 REPORT_INTERVAL_S = 5.0
+_TEXT_MAX = 500
 #: Settings that the loop's guarantees rest on.
 _OURS = frozenset({"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "enable.idempotence", "acks"})
 
@@ -44,6 +47,7 @@ def consumer_settings(servers: str, group: str, extra: Mapping[str, str]) -> dic
         "topic.metadata.refresh.interval.ms": 30_000,
         "allow.auto.create.topics": False,
         "log_level": 4,
+        "logger": _lines(),
     }
     if extra.get("group.protocol", "classic") == "classic":
         # With the newer protocol (KIP-848) the broker sets these.
@@ -69,6 +73,7 @@ def producer_settings(servers: str, client_id: str, extra: Mapping[str, str]) ->
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1_000,
         "log_level": 4,
+        "logger": _lines(),
         **{k.removeprefix("producer."): v for k, v in extra.items() if k.startswith("producer.")},
     }
 
@@ -88,18 +93,51 @@ def describe(error: KafkaError) -> str:
         return "a Kafka error that cannot be read"
 
 
+class _Seldom:
+    """Lets each kind of thing through once in REPORT_INTERVAL_S: a broker that is away fails 40 times a second."""
+
+    def __init__(self) -> None:
+        self._quiet_until_s: dict[object, float] = {}
+
+    def __call__(self, kind: object) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._quiet_until_s.get(kind, 0.0):
+            return False
+        self._quiet_until_s[kind] = now_s + REPORT_INTERVAL_S
+        return True
+
+
 class Reporter:
     """librdkafka's `error_cb`: what it retries by itself is only logged; fatal ones come through poll as well."""
 
     def __init__(self) -> None:
-        self._quiet_until_s: dict[int, float] = {}
+        self._seldom = _Seldom()
 
     def __call__(self, error: KafkaError) -> None:
-        """Log an error, each kind at most once in REPORT_INTERVAL_S: a broker that is away fails 20 times a second."""
-        now_s = time.monotonic()
-        if now_s >= self._quiet_until_s.get(error.code(), 0.0):
-            self._quiet_until_s[error.code()] = now_s + REPORT_INTERVAL_S
+        """Log an error, each kind seldom."""
+        if self._seldom(error.code()):
             log().warning("kafka", error=describe(error), fatal=bool(error.fatal()))
+
+
+class _Lines(logging.Handler):
+    """librdkafka's own lines among ours, each kind seldom; left alone, it writes them to stderr as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seldom = _Seldom()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """`record.args` are librdkafka's facility, the client's name and the text."""
+        facility, _, text = record.args if isinstance(record.args, tuple) else ("", "", record.msg)
+        if self._seldom(facility):
+            log().warning("kafka client", facility=facility, text=str(text)[:_TEXT_MAX])
+
+
+@cache
+def _lines() -> logging.Logger:
+    logger = logging.Logger("kintsugi.librdkafka")
+    logger.addHandler(_Lines())
+    return logger
 
 
 def _refuse(extra: Mapping[str, str]) -> None:

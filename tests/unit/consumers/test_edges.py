@@ -153,3 +153,22 @@ def test_logs_are_json_with_ids_and_without_stacks() -> None:
     assert line["error"] == "ValueError: boom"
     assert (line["role"], line["workflow_id"], line["level"]) == ("recovery", "w", "warning")
     assert "Traceback" not in done.stderr
+
+
+def test_a_broker_that_is_away_is_told_of_seldom_and_in_json() -> None:
+    code = (
+        "import time\n"
+        "from confluent_kafka import Consumer\n"
+        "from consumers.kafka import Reporter, consumer_settings\n"
+        "from consumers.telemetry import setup_logs\n"
+        "setup_logs('recovery')\n"
+        "consumer = Consumer({**consumer_settings('127.0.0.1:1', 'g', {}), 'error_cb': Reporter()})\n"
+        "end_s = time.monotonic() + 1\n"
+        "while time.monotonic() < end_s: consumer.poll(0.1)\n"
+        "consumer.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    told = [line.get("facility") or line["error"].split(":")[0] for line in lines]
+    assert {"FAIL", "_TRANSPORT"} <= set(told)
+    assert len(told) == len(set(told)), "each kind once"
