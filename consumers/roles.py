@@ -41,7 +41,8 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     cluster = _cluster(settings, (EVENTS, COMMANDS, DEAD_LETTERS))
     codec = codec_of(settings, stack)
     clock = BrokerClock()
-    outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
+    with _named_settings():
+        outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     snapshots = Snapshots(settings.objects, cluster=cluster, group=settings.group, topic=EVENTS)
     handler = Recovery(policy, codec, outbox, snapshots)
     stack.callback(handler.close)
@@ -83,7 +84,17 @@ def _loop(role: str, settings: RoleSettings, handler: Handler, clock: BrokerCloc
     own = consumer_settings(settings.kafka, settings.group, settings.extra)
     if "session.timeout.ms" in own and "session.timeout.ms" not in settings.extra:
         own["session.timeout.ms"] = _session_timeout_ms(settings.kafka)
-    return Loop(role, EVENTS, own, handler, clock)
+    with _named_settings():
+        return Loop(role, EVENTS, own, handler, clock)
+
+
+@contextmanager
+def _named_settings() -> Iterator[None]:
+    """A setting that librdkafka does not know, or a value that it does not take, is a wrong configuration."""
+    try:
+        yield
+    except KafkaException as error:
+        raise ConfigError(f"-X: {describe(error.args[0])}") from None
 
 
 def _registry(settings: RoleSettings, stack: ExitStack) -> Registry:

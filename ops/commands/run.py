@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Run a role until SIGTERM or Ctrl-C. `all` runs every role, each in its own process, for development.
 
-    Exit codes: 0 stopped as told, 1 failed, 2 wrong configuration, 75 a dependency is down.
+    Exit codes: 0 stopped as told, 1 failed or wrong configuration, 2 wrong usage, 75 a dependency is down.
     """
     pairs = dict(_pair(item) for item in extra)
     if role == "all":

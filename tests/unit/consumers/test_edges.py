@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from typing import cast
 
 import pytest
 
+from consumers import roles
 from consumers.clock import BrokerClock
 from consumers.deadline import Deadline
+from consumers.handler import Handler
 from consumers.kafka import consumer_settings, is_incremental, producer_settings
 from consumers.settings import role_settings
 from consumers.slots import BACKOFF_S_MAX, Slot
@@ -92,6 +95,15 @@ def test_a_crash_point_that_does_not_exist_is_refused() -> None:
 def test_settings_that_the_guarantees_rest_on_cannot_be_passed_through(key: str) -> None:
     with pytest.raises(ConfigError, match=key.removeprefix("producer.")):
         (producer_settings if "producer" in key else consumer_settings)("k", "g", {key: "x"})
+
+
+@pytest.mark.parametrize("pair", [{"nonsense": "1"}, {"fetch.min.bytes": "many"}])
+def test_a_setting_that_librdkafka_refuses_is_a_wrong_configuration(pair: dict[str, str]) -> None:
+    settings = role_settings(
+        kafka="127.0.0.1:1", registry="http://r", group="g", extra={"session.timeout.ms": "6000", **pair}
+    )
+    with pytest.raises(ConfigError, match=next(iter(pair))):
+        roles._loop("projector", settings, cast(Handler, None), BrokerClock())
 
 
 def test_settings_for_the_producer_do_not_reach_the_consumer() -> None:
