@@ -7,8 +7,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from ._schemas.codec import Codec
@@ -25,14 +26,14 @@ from ._schemas.records.commands import (
 )
 from ._schemas.records.events import CommandAcknowledged, StepSpec
 from ._schemas.registry import Registry
-from ._schemas.topics import EVENTS
 from .checkpoints import new_id, now_us
 from .errors import NotDeliveredError, PausedError, RestoreError, SupersededError
+from .held import Held
 from .listener import Listener
 from .outbox import Delivery, Interceptor, Outbox, Undelivered
 from .restore import LogReader
 from .types import CHECKPOINT_TYPES, WorkflowType
-from .workflow import Run, Workflow
+from .workflow import ABANDONED, ENDED, QUEUED, WORKING, Run, Workflow
 
 #: Threads that run steps, and workflows that may wait for one.
 WORKERS = 16
@@ -68,7 +69,7 @@ class Client:
         self.outbox = Outbox(base, Codec(self._registry), tuple(interceptors))
         self._reader = LogReader(base, Codec(self._registry))
         self._types: dict[str, WorkflowType] = {}
-        self._workflows: dict[str, Workflow] = {}
+        self.held = Held()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kintsugi-run")
         self._queued = 0
@@ -114,7 +115,12 @@ class Client:
         if self._listener is None:
             config = {**self._base, "group.id": f"{self.service}-commands", **self._consumer_config}
             self._listener = Listener(
-                config, Codec(self._registry), self._accept, self._repeat, self._revoked, self._types.__contains__
+                config,
+                Codec(self._registry),
+                self._accept,
+                self._repeat,
+                self._elsewhere,
+                self._types.__contains__,
             )
             self._listener.start()
         return self._listener.ready(ready_timeout_s)
@@ -126,7 +132,7 @@ class Client:
             return {
                 **self._counts,
                 "unreadable": unreadable,
-                "workflows": len(self._workflows),
+                "workflows": len(self.held),
                 "queued": self._queued,
                 "abandoned": self._abandoned,
             }
@@ -150,8 +156,7 @@ class Client:
 
     def workflows(self) -> list[Workflow]:
         """Workflows that this process holds."""
-        with self._lock:
-            return list(self._workflows.values())
+        return self.held.all()
 
     def adopt(self, kind: WorkflowType, data: dict[str, Any], workflow_id: str | None) -> Workflow:
         """Hold a new workflow. ConfigError when the id is no UUID or is held already."""
@@ -160,16 +165,9 @@ class Client:
             uuid_bytes(workflow_id)
         except ValueError as error:
             raise ConfigError(f"workflow_id: {error}") from None
-        with self._lock:
-            if workflow_id in self._workflows:
-                raise ConfigError(f"workflow {workflow_id} is already here")
-            workflow = self._workflows[workflow_id] = Workflow(kind, self, workflow_id, dict(data))
+        workflow = Workflow(kind, self, workflow_id, dict(data))
+        self.held.add(workflow)
         return workflow
-
-    def forget(self, workflow: Workflow) -> None:
-        """Let go of a workflow."""
-        with self._lock:
-            self._workflows.pop(workflow.workflow_id, None)
 
     def submit(
         self, workflow: Workflow, run: Run, *, announce: dict[str, Any] | None = None, command: Command | None = None
@@ -179,27 +177,32 @@ class Client:
             if self._queued >= QUEUE_MAX:
                 raise ConfigError(f"{QUEUE_MAX} workflows wait for a thread", hint="start fewer, or add processes")
             self._queued += 1
-        if workflow.replace_run(run):
-            self._stand_in()
+        self._replace(workflow, run)
+        run.state = QUEUED
         try:
             self._pool.submit(self._run, workflow, run, announce, command)
         except RuntimeError as error:
             raise ConfigError("the client is closed") from error
 
-    def _stand_in(self) -> None:
-        """A hung step keeps its thread; give the pool another one, up to a bound."""
+    def _replace(self, workflow: Workflow, run: Run) -> None:
+        """A hung step keeps its thread: the pool gets another one for that time, up to a bound."""
+        before = workflow.replace_run(run)
         with self._lock:
+            if before is None or before.state != WORKING:
+                return
             if self._abandoned >= ABANDONED_MAX:
                 raise KintsugiError(f"{ABANDONED_MAX} threads hang in replaced steps", hint="restart the service")
+            before.state = ABANDONED
             self._abandoned += 1
             self._pool._max_workers += 1
 
     def _run(self, workflow: Workflow, run: Run, announce: dict[str, Any] | None, command: Command | None) -> None:
         with self._lock:
             self._queued -= 1
-        if run.superseded.is_set() or self._closed:
-            return
-        workflow.busy = True
+            if run.superseded.is_set() or self._closed:
+                run.state = ENDED
+                return
+            run.state = WORKING
         outcome, detail = "succeeded", None
         try:
             if announce is not None:
@@ -214,11 +217,10 @@ class Client:
             outcome, detail = "failed", f"{type(error).__name__}: {error}"
         finally:
             with self._lock:
-                if run.superseded.is_set():
-                    if workflow.run is not run:
-                        self._abandoned = max(0, self._abandoned - 1)
-                else:
-                    workflow.busy = False
+                if run.state == ABANDONED:
+                    self._abandoned -= 1
+                    self._pool._max_workers -= 1
+                run.state = ENDED
         if command is not None:
             self._acknowledge(command, run, outcome, detail)
 
@@ -257,12 +259,13 @@ class Client:
     def _carry_out(self, command: Command, run: Run) -> None:
         name = type(command).__name__
         kind = self._types[command.workflow_type]
-        with self._lock:
-            workflow = self._workflows.get(command.workflow_id)
+        workflow = self.held.get(command.workflow_id)
         handler = kind.handlers.get(name)
         if handler is not None:
             handler(command, workflow)
             self._acknowledge(command, run, "succeeded", None)
+        elif self.held.has_ended(command.workflow_id):
+            raise KintsugiError("the workflow has ended")
         elif isinstance(command, PauseWorkflow | CancelWorkflow):
             self._stop(command, workflow, run)
         elif not kind.functions:
@@ -304,53 +307,57 @@ class Client:
         """The workflow, standing at the command's checkpoint; without one, at its beginning."""
         if command.checkpoint_id is None or command.checkpoint_offset is None:
             return self._clean(command, kind, run)
-        document, chain = self._reader.checkpoint(
-            command.workflow_id,
-            command.checkpoint_id,
-            command.checkpoint_partition or 0,
-            command.checkpoint_offset,
-            command.checkpoint_digest,
-        )
-        workflow = self._held(command, kind)
-        before = workflow.run
-        hung = workflow.replace_run(run)
-        workflow.adopt(document, chain, command.checkpoint_id)
-        workflow.tell_restored(run, str(document.get("step_id", "")))
-        workflow.busy = hung and before is not None
+        with self._taken_over(command, kind, run) as workflow:
+            document, chain = self._reader.checkpoint(
+                command.workflow_id,
+                command.checkpoint_id,
+                command.checkpoint_partition or 0,
+                command.checkpoint_offset,
+                command.checkpoint_digest,
+            )
+            workflow.adopt(document, chain, command.checkpoint_id)
+            workflow.tell_restored(run, str(document.get("step_id", "")))
         return workflow
 
     def _clean(self, command: Any, kind: WorkflowType, run: Run) -> Workflow:
         if command.started_offset is None:
             raise RestoreError("the workflow's start is not in the log")
-        data = self._reader.input_of(command.workflow_id, command.started_partition or 0, command.started_offset)
-        workflow = self._held(command, kind)
-        workflow.replace_run(run)
-        workflow.reset(data)
+        with self._taken_over(command, kind, run) as workflow:
+            data = self._reader.input_of(command.workflow_id, command.started_partition or 0, command.started_offset)
+            workflow.reset(data)
         return workflow
 
-    def _held(self, command: Command, kind: WorkflowType) -> Workflow:
-        with self._lock:
-            found = self._workflows.get(command.workflow_id)
-            if found is None:
-                found = self._workflows[command.workflow_id] = Workflow(kind, self, command.workflow_id, {})
-            return found
+    @contextmanager
+    def _taken_over(self, command: Command, kind: WorkflowType, run: Run) -> Iterator[Workflow]:
+        """End what runs here before the state is read: meanwhile it might complete what is about to be repeated.
+
+        A workflow that could not be restored is not held: a later command would take it for the workflow's state.
+        """
+        workflow = self.held.get_or_add(Workflow(kind, self, command.workflow_id, {}))
+        try:
+            self._replace(workflow, run)
+            yield workflow
+        except BaseException:
+            self.held.drop(command.workflow_id)
+            raise
 
     def _report_corrupt(self, command: Command, run: Run, error: RestoreError) -> None:
-        workflow = self._held(command, self._types[command.workflow_type])
+        workflow = Workflow(self._types[command.workflow_type], self, command.workflow_id, {})
         workflow.run = run
         step_id = str(getattr(command, "step_id", None) or "")
         workflow.report_error(step_id, error, code="STATE_CORRUPTION", run=run)
 
+    def _elsewhere(self, workflow_id: str) -> None:
+        """Another process has this workflow now: end what runs here."""
+        workflow = self.held.drop(workflow_id)
+        if workflow is not None:
+            nobody = Run()
+            nobody.superseded.set()
+            self._replace(workflow, nobody)
+
     def _repeat(self, command: Command, trace: str | None, status: str) -> None:
         self._count("repeated")
         self._tell(command, trace, status, duplicate=True, detail="handled before; not carried out again")
-
-    def _revoked(self, partitions: set[int]) -> None:
-        """Idle workflows of these partitions now belong to another process; their state here would go stale."""
-        with self._lock:
-            for workflow_id, workflow in list(self._workflows.items()):
-                if not workflow.busy and workflow.run is not None and workflow.known_partition() in partitions:
-                    del self._workflows[workflow_id]
 
     def _acknowledge(self, command: Command, run: Run, status: str, detail: str | None) -> None:
         if self._listener is not None:
@@ -388,6 +395,3 @@ class Client:
     def _count(self, what: str) -> None:
         with self._lock:
             self._counts[what] += 1
-
-
-__all__ = ["EVENTS", "Client"]

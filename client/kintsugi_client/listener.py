@@ -4,6 +4,9 @@ A command's offset is committed before the command is accepted, and its acceptan
 carried out: a crash loses a command (the engine notices and decides anew), it never runs one twice. A repeated id is
 recognised by the partition itself, read back on assignment as far as a command can still be valid; it is acknowledged
 again and not carried out. Expiry is judged by the broker's time of the acceptance, so no clock needs to be right.
+
+A workflow may run in one process while its commands go to another of the group. So each process also watches the
+partitions that are not its own, and lets go of a workflow for which a command appears there.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Listener:
         codec: Codec,
         accept: Accept,
         repeat: Repeat,
-        revoked: Callable[[set[int]], None],
+        elsewhere: Callable[[str], None],
         wanted: Callable[[str], bool],
     ) -> None:
         self._config = {
@@ -66,23 +69,30 @@ class Listener:
         self._codec = codec
         self._accept = accept
         self._repeat = repeat
-        self._revoked = revoked
+        self._elsewhere = elsewhere
         self._wanted = wanted
+        self._mine: set[int] = set()
         self._ledger: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._ready = threading.Event()
         self.unreadable = 0
         self._consumer = Consumer(self._config)
-        self._thread = threading.Thread(target=self._run, name="kintsugi-commands", daemon=True)
+        self._watching = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name="kintsugi-commands", daemon=True),
+            threading.Thread(target=self._watch, name="kintsugi-watch", daemon=True),
+        ]
 
     def start(self) -> None:
         """Begin to listen."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def ready(self, timeout_s: float) -> bool:
         """Wait for the first assignment of partitions."""
-        return self._ready.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        return self._ready.wait(timeout_s) and self._watching.wait(max(0.0, deadline - time.monotonic()))
 
     def settle(self, command_id: str, status: str) -> None:
         """Remember how a command ended, for when its id comes again."""
@@ -94,8 +104,9 @@ class Listener:
     def close(self) -> None:
         """Leave the group; commands that were not accepted yet go to another member."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def _run(self) -> None:
         self._consumer.subscribe(
@@ -116,8 +127,46 @@ class Listener:
         finally:
             self._consumer.close()
 
+    def _watch(self) -> None:
+        """Look at every command, for those that go to other processes."""
+        watcher = Consumer({**self._without_group(), "group.id": "kintsugi-watch-unused"})
+        try:
+            places = self._ends(watcher)
+            watcher.assign(places)
+            self._watching.set()
+            while not self._stopping.is_set():
+                message = watcher.poll(_POLL_S)
+                if message is not None and message.error() is None and message.partition() not in self._mine:
+                    self._give_away(message)
+        except Exception:
+            log.exception("the watch over other processes' commands ended")
+        finally:
+            watcher.close()
+
+    def _ends(self, watcher: Consumer) -> list[TopicPartition]:
+        while not self._stopping.is_set():
+            try:
+                count = len(watcher.list_topics(COMMANDS, _LOOKUP_S).topics[COMMANDS].partitions)
+                places = [TopicPartition(COMMANDS, partition) for partition in range(count)]
+                ends = [watcher.get_watermark_offsets(place, _LOOKUP_S)[1] for place in places]
+                return [TopicPartition(COMMANDS, p.partition, end) for p, end in zip(places, ends, strict=True)]
+            except KafkaException as error:
+                log.warning("commands: %s", error.args[0].str())
+                self._stopping.wait(_POLL_S)
+        return []
+
+    def _give_away(self, message: Message) -> None:
+        key = message.key()
+        if not isinstance(key, bytes):
+            return
+        try:
+            self._elsewhere(key.decode("utf-8", "replace"))
+        except Exception:
+            log.exception("a workflow that another process has could not be let go")
+
     def _receive(self, message: Message) -> None:
         if not self._commit(message):
+            self._give_away(message)
             return
         command = self._decode(message)
         if command is None or not self._wanted(command.workflow_type):
@@ -175,6 +224,7 @@ class Listener:
                 start = min(max(place.offset, low), high) if place.offset >= 0 else first
                 self._read_back(place.partition, first, start)
                 starts.append(TopicPartition(COMMANDS, place.partition, start))
+            self._mine.update(place.partition for place in starts)
             consumer.incremental_assign(starts)
             self._ready.set()
         except KafkaException as error:
@@ -187,15 +237,10 @@ class Listener:
             )
 
     def _read_back(self, partition: int, first: int, end: int) -> None:
-        """Remember the ids of commands that were received before, here or by another process."""
+        """Remember the ids of commands received before; those of other processes took their workflows from here."""
         if first >= end:
             return
-        config = {
-            k: v
-            for k, v in self._config.items()
-            if not k.startswith(("group.", "session.", "heartbeat.", "partition."))
-        }
-        reader = Consumer({**config, "group.id": "kintsugi-ledger-unused"})
+        reader = Consumer({**self._without_group(), "group.id": "kintsugi-ledger-unused"})
         try:
             reader.assign([TopicPartition(COMMANDS, partition, first)])
             deadline = time.monotonic() + _READ_BACK_S
@@ -211,9 +256,14 @@ class Listener:
                         known = command.command_id in self._ledger
                     if not known:
                         self.settle(command.command_id, "unknown")
+                        self._give_away(message)
         finally:
             reader.close()
 
+    def _without_group(self) -> dict[str, Any]:
+        own = ("group.", "session.", "heartbeat.", "partition.")
+        return {name: value for name, value in self._config.items() if not name.startswith(own)}
+
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._revoked({p.partition for p in partitions})
+        self._mine.difference_update(p.partition for p in partitions)
         consumer.incremental_unassign(partitions)

@@ -122,4 +122,4 @@ class WorkflowType:
                 if inspect.iscoroutine(result):
                     asyncio.run(result)
                 context.check()
-        workflow.complete()
+        workflow.complete(run=run)

@@ -41,6 +41,9 @@ _MESSAGE_MAX = 10_000
 _STACK_MAX = 100_000
 _CODE_MAX = 100
 
+#: A run's way through the client's threads; abandoned: replaced while it still holds its thread.
+IDLE, QUEUED, WORKING, ABANDONED, ENDED = range(5)
+
 log = logging.getLogger("kintsugi_client")
 R = TypeVar("R", bound=Record)
 
@@ -48,11 +51,12 @@ R = TypeVar("R", bound=Record)
 class Run:
     """One pass through a workflow's steps; a command replaces it by a new one."""
 
-    __slots__ = ("command_id", "step_timeout_ms", "stop", "superseded", "trace")
+    __slots__ = ("command_id", "state", "step_timeout_ms", "stop", "superseded", "trace")
 
     def __init__(self, command_id: str | None = None, trace: str | None = None) -> None:
         self.command_id = command_id
         self.trace = trace
+        self.state = IDLE
         self.superseded = threading.Event()
         self.stop: str | None = None
         self.step_timeout_ms: dict[str, int] = {}
@@ -71,10 +75,14 @@ class Workflow:
         self.chain = Chain()
         self.partition = -1
         self.run: Run | None = None
-        self.busy = False
         self._client = client
         self._lock = threading.RLock()
         self._started: Delivery | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread of the client runs this workflow's steps, or is about to."""
+        return self.run is not None and self.run.state in (QUEUED, WORKING)
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -219,29 +227,30 @@ class Workflow:
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    def replace_run(self, run: Run) -> bool:
-        """Make `run` the workflow's; returns whether the one before may still be at work."""
+    def replace_run(self, run: Run) -> Run | None:
+        """Make `run` the workflow's; returns the one before, which may still be at work."""
         with self._lock:
             before, self.run = self.run, run
-            if before is not None:
-                before.superseded.set()
-            return self.busy
+            if before is None or before is run:
+                return None
+            before.superseded.set()
+            return before
 
     def step(self, step_id: str, *, timeout_ms: int | None = None) -> StepContext:
         """A step of a service with its own control flow: `with workflow.step("build") as ctx:` (or `async with`)."""
         return StepContext(self, step_id, self._own_run(), timeout_ms=timeout_ms)
 
-    def complete(self, result: Any = None) -> None:
-        """The workflow reached its end."""
+    def complete(self, result: Any = None, *, run: Run | None = None) -> None:
+        """The workflow reached its end. SupersededError when `run` is no longer this workflow's: another goes on."""
+        self.tell(WorkflowCompleted, run or self._own_run(), result=json_text(result))
         self.status = "completed"
-        self.tell(WorkflowCompleted, self._own_run(), result=json_text(result))
-        self._client.forget(self)
+        self._client.held.end(self.workflow_id)
 
     def cancelled(self, run: Run, reason: str, actor: str) -> None:
         """The workflow was cancelled by a command."""
         self.status = "cancelled"
         self.tell(WorkflowCancelled, run, reason=reason, actor=actor, command_id=run.command_id)
-        self._client.forget(self)
+        self._client.held.end(self.workflow_id)
 
     def paused(self, run: Run, reason: str, actor: str) -> None:
         """The workflow stands still."""
