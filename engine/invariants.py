@@ -62,8 +62,6 @@ class LogCheck:
         self._runs: dict[tuple[str, str], str] = {}
         self._checkpoints: dict[str, str] = {}
         self._findings: list[Finding] = []
-        self.events = 0
-        self.commands = 0
 
     def begins_at_zero(self, partition: int) -> None:
         """The partition's log is whole: every workflow in it can be judged."""
@@ -72,7 +70,6 @@ class LogCheck:
     def event(self, event: Delivered) -> None:
         """The next event of its partition."""
         record = event.record
-        self.events += 1
         if record.producer == PRODUCER and type(record) is not TimerFired:
             self._made.setdefault(record.event_id, (record.workflow_id, type(record).__name__, event.timestamp_us))
         self._watch(event)
@@ -89,7 +86,6 @@ class LogCheck:
 
     def command(self, command: Command, timestamp_us: int) -> None:
         """The next command of its partition, and its broker time."""
-        self.commands += 1
         self._made.setdefault(command.event_id, (command.workflow_id, type(command).__name__, timestamp_us))
         if command.error_id is None or command.attempt_number == 0:
             return

@@ -1,0 +1,27 @@
+"""A database of a test's own on the stack's Postgres, with the tables in it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+
+from projections.migrate import migrate
+
+
+@contextmanager
+def own_database(url: str) -> Iterator[str]:
+    """URL of a new, migrated database; dropped at the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    own = url.rsplit("/", 1)[0] + "/" + name
+    try:
+        migrate(own)
+        yield own
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

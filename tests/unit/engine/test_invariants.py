@@ -1,0 +1,166 @@
+"""The checker of the log: silent on every log an engine makes, and it finds each planted lie."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from engine.events import Delivered
+from engine.invariants import GRACE_US, Finding, LogCheck
+from engine.policy import default_policy
+from engine.testing import Service, World
+from schemas.records import Command
+from schemas.records.events import (
+    CommandAcknowledged,
+    ErrorClassified,
+    RecoveryDecided,
+    StateRestored,
+    StepSpec,
+    StepStarted,
+)
+
+from .test_ladders import damaged, saved
+from .test_properties import POLICY, moves, play
+
+LATER_US = 10 * GRACE_US
+
+
+def check(
+    world: World, log: list[Delivered], commands: list[Command], *, whole: bool = True, later_us: int = LATER_US
+) -> list[Finding]:
+    checked = LogCheck(world.policy)
+    if whole:
+        checked.begins_at_zero(0)
+    for event in log:
+        checked.event(event)
+    for command in commands:
+        checked.command(command, world.now_us)
+    return checked.findings(world.now_us + later_us)
+
+
+def rules(findings: list[Finding]) -> set[str]:
+    return {f.rule for f in findings}
+
+
+@pytest.fixture
+def world() -> World:
+    return World(default_policy())
+
+
+@pytest.fixture
+def service(world: World) -> Service:
+    made = Service(world, (StepSpec(step_id="build"),))
+    made.start("build")
+    made.checkpoint("build", saved)
+    made.fail("build", "TIMEOUT")
+    made.acknowledge(world.commands[-1])
+    made.start("build", world.commands[-1])
+    made.complete("build", world.commands[-1])
+    return made
+
+
+def planted(world: World, service: Service, kind: type, **fields: object) -> list[Delivered]:
+    return [*world.log, Delivered(service.build(kind, **fields), 0, len(world.log), world.now_us)]
+
+
+def without(log: list[Delivered], kind: type) -> list[Delivered]:
+    return [event for event in log if not isinstance(event.record, kind)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(moves)
+def test_no_finding_in_a_log_that_an_engine_made(made: list[tuple[object, ...]]) -> None:
+    world = World(POLICY)
+    play(world, Service(world, tuple(StepSpec(step_id=s) for s in "abc")), made)
+    found = rules(check(world, world.log, world.commands, later_us=0))
+    assert not found & {"missing", "unasked", "two_commands", "decided_twice", "not_applicable"}
+
+
+def test_no_finding_in_a_healthy_repair(world: World, service: Service) -> None:
+    assert check(world, world.log, world.commands) == []
+
+
+def test_a_fact_that_is_missing_is_found(world: World, service: Service) -> None:
+    assert "missing" in rules(check(world, without(world.log, ErrorClassified), world.commands))
+
+
+def test_a_fact_that_may_still_come_is_no_finding(world: World, service: Service) -> None:
+    assert check(world, without(world.log, ErrorClassified), world.commands, later_us=0) == []
+
+
+def test_a_command_that_was_never_sent_is_found(world: World, service: Service) -> None:
+    (finding,) = check(world, world.log, [])
+    assert (finding.rule, finding.subject_id) == ("missing", world.commands[0].event_id)
+
+
+def test_a_command_that_follows_from_nothing_is_found(world: World, service: Service) -> None:
+    forged = replace(world.commands[0], event_id=world.new_id(), command_id=world.new_id())
+    assert rules(check(world, world.log, [*world.commands, forged])) == {"unasked", "two_commands"}
+
+
+def test_a_decision_that_follows_from_nothing_is_found(world: World, service: Service) -> None:
+    decision = service.decisions[0]
+    forged = Delivered(replace(decision, event_id=world.new_id()), 0, len(world.log), world.now_us)
+    assert {"unasked", "decided_twice"} <= rules(check(world, [*world.log, forged], world.commands))
+
+
+def test_copies_are_no_finding(world: World, service: Service) -> None:
+    copies = [replace(e, offset=len(world.log) + n) for n, e in enumerate(world.log) if e.record.producer != "test"]
+    assert check(world, [*world.log, *copies], [*world.commands, *world.commands]) == []
+
+
+def test_a_command_accepted_by_two_processes_is_found(world: World, service: Service) -> None:
+    command = world.commands[0]
+    log = planted(
+        world, service, CommandAcknowledged, command_id=command.command_id, error_id=command.error_id, status="accepted"
+    )
+    assert rules(check(world, log, world.commands)) == {"accepted_twice"}
+    repeated = planted(
+        world, service, CommandAcknowledged, command_id=command.command_id, status="accepted", duplicate=True
+    )
+    assert check(world, repeated, world.commands) == [], "acknowledged again is not carried out again"
+
+
+def test_a_step_that_ran_twice_for_one_command_is_found(world: World, service: Service) -> None:
+    command_id = world.commands[0].command_id
+    log = planted(world, service, StepStarted, step_id="build", step_run_id=world.new_id(), command_id=command_id)
+    assert "ran_twice" in rules(check(world, log, world.commands, later_us=0))
+
+
+@pytest.mark.parametrize("which", ["damaged", "of another", "never saved"])
+def test_a_restore_of_what_was_not_verified_is_found(world: World, service: Service, which: str) -> None:
+    other = Service(world, (StepSpec(step_id="build"),))
+    checkpoint_id = {
+        "damaged": service.checkpoint("build", damaged).checkpoint_id,
+        "of another": other.checkpoint("build", saved).checkpoint_id,
+        "never saved": world.new_id(),
+    }[which]
+    kept = {k: v for k, v in saved(service.workflow_id, "build").items() if k != "chain_digest"}
+    log = planted(
+        world,
+        service,
+        StateRestored,
+        checkpoint_id=checkpoint_id,
+        step_id="build",
+        state_version="1",
+        status="running",
+        restored_at=0,
+        restore_count=1,
+        **kept,
+    )
+    assert "restored_unverified" in rules(check(world, log, world.commands, later_us=0))
+
+
+def test_what_waits_for_ever_is_found(world: World) -> None:
+    service = Service(world, (StepSpec(step_id="build"),))
+    service.start("build", timeout_ms=1_000)
+    (finding,) = check(world, world.log, [])
+    assert (finding.rule, finding.workflow_id) == ("overdue", service.workflow_id)
+
+
+def test_workflows_whose_beginning_is_gone_are_not_judged(world: World, service: Service) -> None:
+    late = [e for e in world.log if isinstance(e.record, RecoveryDecided)]
+    assert check(world, late, [], whole=False) == []
+    assert check(world, late, [], whole=True) != []

@@ -1,0 +1,105 @@
+"""The check of the tables finds every row and column that is not as the log says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.policy import default_policy
+from engine.testing import Service, World
+from projections.catalog import TABLES
+from projections.fold import Rows, fold, touched
+from projections.verify import Drift, TableCheck
+from schemas.ids import derive_id
+from schemas.records.events import StepSpec
+
+from ..engine.test_ladders import saved
+
+ERRORS = next(t for t in TABLES if t.name == "workflow_errors")
+CHECKPOINTS = next(t for t in TABLES if t.name == "workflow_checkpoints")
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(default_policy())
+    for _ in range(3):
+        service = Service(world, (StepSpec(step_id="build"),))
+        service.start("build")
+        service.checkpoint("build", saved)
+        service.fail("build", "TIMEOUT")
+    return world
+
+
+def folded(world: World) -> tuple[TableCheck, Rows]:
+    check, rows = TableCheck(), Rows()
+    for event in world.log:
+        check.add(event)
+    fold(rows, world.log, touched(TABLES))
+    return check, rows
+
+
+def changed(row: Any, column: str, value: object) -> tuple[Any, ...]:
+    values = list(row)
+    values[[c.name for c in ERRORS.columns].index(column)] = value
+    return tuple(values)
+
+
+def test_tables_as_the_log_says_have_no_drift(world: World) -> None:
+    check, rows = folded(world)
+    for table in TABLES:
+        assert list(check.compare(table.name, [tuple(r) for r in rows.get(table.name, {}).values()])) == []
+    assert check.rows("workflow_errors") == 3
+
+
+def test_a_row_that_is_gone_is_found(world: World) -> None:
+    check, rows = folded(world)
+    gone, *kept = rows["workflow_errors"].values()
+    assert list(check.compare("workflow_errors", kept)) == [
+        Drift(table="workflow_errors", key=gone[0], column="", expected="a row", found="no row")
+    ]
+
+
+def test_a_row_that_nothing_made_is_found(world: World) -> None:
+    check, rows = folded(world)
+    extra = changed(next(iter(rows["workflow_errors"].values())), "id", derive_id("no", "such"))
+    (drift,) = check.compare("workflow_errors", [*rows["workflow_errors"].values(), extra])
+    assert (drift.key, drift.expected, drift.found) == (extra[0], "no row", "a row")
+
+
+@pytest.mark.parametrize("column", [c.name for c in ERRORS.columns if c.name != "id"])
+def test_a_column_that_was_changed_is_found(world: World, column: str) -> None:
+    check, rows = folded(world)
+    first, *others = rows["workflow_errors"].values()
+    other = '{"changed":true}' if column == "context" else "changed"
+    (drift,) = check.compare("workflow_errors", [changed(first, column, other), *others])
+    assert (drift.key, drift.column) == (first[0], column)
+
+
+def test_a_state_that_was_changed_is_found(world: World) -> None:
+    check, rows = folded(world)
+    first, *others = rows["workflow_checkpoints"].values()
+    values = list(first)
+    index = [c.name for c in CHECKPOINTS.columns].index("state_data")
+    values[index] = values[index].replace('"running"', '"runninh"')
+    (drift,) = check.compare("workflow_checkpoints", [tuple(values), *others])
+    assert drift.column == "state_data"
+
+
+def test_a_reference_to_what_came_later_may_be_empty(world: World) -> None:
+    service = Service(world, (StepSpec(step_id="build"),))
+    service.start("build")
+    error = service.fail("build", "Boom")
+    later = world.new_id()
+    for n, event in enumerate(world.log):
+        if event.record is error:
+            fields = {name: getattr(error, name) for name in error.__dataclass_fields__}
+            record = type(error)(**{**fields, "checkpoint_id": later})
+            world.log[n] = type(event)(record, event.partition, event.offset, event.timestamp_us)
+    check, rows = folded(world)
+    row = rows["workflow_errors"][error.error_id]
+    others = [r for k, r in rows["workflow_errors"].items() if k != error.error_id]
+    assert list(check.compare("workflow_errors", [row, *others])) == []
+    assert list(check.compare("workflow_errors", [changed(row, "checkpoint_id", None), *others])) == []
+    (drift,) = check.compare("workflow_errors", [changed(row, "checkpoint_id", derive_id("x", "y")), *others])
+    assert drift.column == "checkpoint_id"
