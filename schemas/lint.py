@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-#: Deeper nesting than this has no use here and only costs stack.
+#: Deeper nesting than this, references followed, has no use here and only costs stack.
 _DEPTH_MAX = 16
+#: Depth, and whether a value takes no bytes.
+_Shape = tuple[int, bool]
+_Named = dict[str, _Shape | None]
+_PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 _COMMON = (
     "event_id",
     "workflow_id",
@@ -22,9 +26,20 @@ _COMMON = (
 )
 
 
+class _UnsafeError(Exception):
+    """The reason."""
+
+
 def unsafe_reason(schema: Any) -> str | None:
-    """Why decoding with this parsed-JSON schema is unsafe; None when it is safe."""
-    return _walk(schema, {}, (), 0)
+    """Why decoding with this parsed-JSON schema is unsafe; None when it is safe.
+
+    In what is safe every value takes a byte and nesting has an end, so work and memory grow with the bytes read alone.
+    """
+    try:
+        _shape(schema, "", {}, 1)
+    except _UnsafeError as error:
+        return str(error)
+    return None
 
 
 def rule_problems(schema: dict[str, Any]) -> list[str]:
@@ -39,7 +54,7 @@ def rule_problems(schema: dict[str, Any]) -> list[str]:
     if schema.get("namespace") != "kintsugi":
         problems.append("namespace must be 'kintsugi'")
     for f in fields:
-        if not f.get("doc") and f["name"] != "steps":
+        if not f.get("doc"):
             problems.append(f"field {f['name']} has no doc")
         if f["name"] != f["name"].lower():
             problems.append(f"field {f['name']} is not snake_case")
@@ -48,54 +63,64 @@ def rule_problems(schema: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _walk(schema: Any, named: dict[str, Any], open_names: tuple[str, ...], depth: int) -> str | None:
-    if depth > _DEPTH_MAX:
-        return f"nested deeper than {_DEPTH_MAX}"
+def _shape(schema: Any, namespace: str, named: _Named, level: int) -> _Shape:
+    """(depth, whether a value takes no bytes). `named` holds the shapes of named types; None while one is open."""
+    _within(level)
     if isinstance(schema, str):
-        if schema in open_names:
-            return f"recursive: {schema} contains itself"
-        return None
-    if isinstance(schema, list):
-        return next((r for r in (_walk(s, named, open_names, depth + 1) for s in schema) if r), None)
+        return _referred(schema, namespace, named)
+    if isinstance(schema, list):  # a union always writes its branch
+        return _within(1 + max((_shape(s, namespace, named, level + 1)[0] for s in schema), default=0)), False
     if not isinstance(schema, dict):
-        return f"not a schema: {schema!r:.80}"
+        raise _UnsafeError(f"not a schema: {schema!r:.80}")
     kind = schema.get("type")
     if kind in ("record", "error"):
-        full = _full_name(schema)
-        named[full] = named[schema["name"]] = schema
-        inner = (*open_names, full, schema["name"])
-        fields = schema.get("fields", [])
-        return next((r for r in (_walk(f["type"], named, inner, depth + 1) for f in fields) if r), None)
-    if kind in ("array", "map"):
-        item = schema.get("items" if kind == "array" else "values")
-        if kind == "array" and _zero_width(item, named, 0):
-            return "array of items that take no bytes"
-        return _walk(item, named, open_names, depth + 1)
+        return _record(schema, namespace, named, level)
+    if kind == "array":
+        depth, empty = _shape(schema.get("items"), namespace, named, level + 1)
+        if empty:
+            raise _UnsafeError("array of items that take no bytes")
+        return _within(1 + depth), False
+    if kind == "map":
+        return _within(1 + _shape(schema.get("values"), namespace, named, level + 1)[0]), False
     if kind in ("enum", "fixed"):
-        named[_full_name(schema)] = named[schema["name"]] = schema
-        return None
-    return _walk(kind, named, open_names, depth + 1)
+        found = named[_full_name(schema, namespace)] = (1, kind == "fixed" and int(schema["size"]) < 1)
+        return found
+    return _shape(kind, namespace, named, level + 1)
 
 
-def _full_name(schema: dict[str, Any]) -> str:
-    namespace = schema.get("namespace")
-    name = str(schema["name"])
-    return name if "." in name or not namespace else f"{namespace}.{name}"
+def _referred(name: str, namespace: str, named: _Named) -> _Shape:
+    if name in _PRIMITIVES:
+        return 1, name == "null"
+    full = name if "." in name or not namespace else f"{namespace}.{name}"
+    if full not in named:
+        raise _UnsafeError(f"refers to {full:.80}, which is not defined before")
+    found = named[full]
+    if found is None:
+        raise _UnsafeError(f"recursive: {full} contains itself")
+    return found
 
 
-def _zero_width(schema: Any, named: dict[str, Any], depth: int) -> bool:
-    """Whether a value of this schema can be written in no bytes."""
+def _record(schema: dict[str, Any], namespace: str, named: _Named, level: int) -> _Shape:
+    full = _full_name(schema, namespace)
+    named[full] = None
+    inner, depths = full.rpartition(".")[0], [0]
+    for field in schema.get("fields", []):
+        depth, empty = _shape(field["type"], inner, named, level + 1)
+        if empty:
+            # Records of such fields, doubled a few times, keep a decoder busy for ever on no bytes at all.
+            raise _UnsafeError(f"field {field['name']!r:.80} takes no bytes")
+        depths.append(depth)
+    found = named[full] = (_within(1 + max(depths)), len(depths) == 1)
+    return found
+
+
+def _within(depth: int) -> int:
     if depth > _DEPTH_MAX:
-        return False
-    if isinstance(schema, str):
-        return schema == "null" or (schema in named and _zero_width(named[schema], named, depth + 1))
-    if isinstance(schema, list):
-        return False  # a union always writes its branch
-    kind = schema.get("type")
-    if kind in ("record", "error"):
-        return all(_zero_width(f["type"], named, depth + 1) for f in schema.get("fields", []))
-    if kind == "fixed":
-        return int(schema.get("size", 0)) == 0
-    if kind in ("array", "map", "enum"):
-        return False
-    return _zero_width(kind, named, depth + 1)
+        raise _UnsafeError(f"nested deeper than {_DEPTH_MAX}")
+    return depth
+
+
+def _full_name(schema: dict[str, Any], namespace: str) -> str:
+    name = str(schema["name"])
+    own = schema.get("namespace", namespace)
+    return name if "." in name or not own else f"{own}.{name}"
