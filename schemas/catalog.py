@@ -1,4 +1,7 @@
-"""The schemas that ship: every .avsc file, parsed once, found by record name or by CRC-64 fingerprint."""
+"""The schemas that ship: every .avsc file, parsed once, found by record name or by CRC-64 fingerprint.
+
+Those of every released version ship too: without a registry they are all that can read what an earlier version wrote.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from . import topics
 
+NAMESPACE = "kintsugi"
+RELEASED = Path(__file__).parent / "released"
 _FOLDER = Path(__file__).parent / "avsc"
 
 
@@ -30,7 +35,7 @@ class Schema:
     @property
     def subject(self) -> str:
         """Subject in the registry, by the topic-record-name strategy."""
-        return f"{self.topic}-kintsugi.{self.name}"
+        return f"{self.topic}-{NAMESPACE}.{self.name}"
 
 
 def load(text: str, *, topic: str = topics.EVENTS) -> Schema:
@@ -43,7 +48,7 @@ def load(text: str, *, topic: str = topics.EVENTS) -> Schema:
         text=text,
         parsed=parse_schema(raw, named_schemas={}),
         canonical=canonical,
-        fingerprint=bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))[::-1],
+        fingerprint=bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO")),
     )
 
 
@@ -63,3 +68,10 @@ def shipped() -> dict[str, Schema]:
 def by_fingerprint() -> dict[bytes, Schema]:
     """Every schema that ships, by little-endian CRC-64 fingerprint, as single-object encoding writes it."""
     return {schema.fingerprint: schema for schema in shipped().values()}
+
+
+@cache
+def released() -> dict[bytes, Schema]:
+    """Every schema of every released version, by fingerprint. Read when the first record of an older schema arrives."""
+    found = (load(path.read_text(encoding="utf-8")) for path in sorted(RELEASED.glob("*/avsc/*.avsc")))
+    return {schema.fingerprint: schema for schema in found}

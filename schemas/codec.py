@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import to_parsing_canonical_form
 
-from .catalog import Schema, by_fingerprint, shipped
+from .catalog import NAMESPACE, Schema, by_fingerprint, released, shipped
 from .errors import DecodeError
 from .lint import unsafe_reason
 from .records import RECORD_TYPES, Record
@@ -132,7 +132,10 @@ class Codec:
         buffer.seek(0)
         buffer.truncate()
         buffer.write(prefix)
-        schemaless_writer(buffer, parsed, dump(record))
+        try:
+            schemaless_writer(buffer, parsed, dump(record))
+        except OverflowError as error:
+            raise ValueError(f"{name}: {error}") from None
         return buffer.getvalue()
 
     def decode(self, data: bytes | None) -> Record | Unknown:
@@ -170,7 +173,7 @@ class Codec:
             print_ = data[2:10]
             writer = self._by_fingerprint.get(print_)
             if writer is None:
-                schema = by_fingerprint().get(print_)
+                schema = by_fingerprint().get(print_) or released().get(print_)
                 if schema is None:
                     raise DecodeError("unknown_fingerprint", f"no schema with fingerprint {print_.hex()}")
                 writer = self._by_fingerprint[print_] = _writer_of(schema.text)
@@ -197,13 +200,18 @@ def _writer_of(text: str) -> _Writer:
             reason = "not a record"
         if reason is not None:
             raise DecodeError("unsafe_schema", reason)
-        ours = shipped().get(raw["name"]) if raw.get("namespace") == "kintsugi" else None
-        same = ours is not None and to_parsing_canonical_form(raw) == ours.canonical
+        # The canonical form has full names and no logical types, which would give fields other types than ours have.
+        canonical = to_parsing_canonical_form(raw)
+        form = json.loads(canonical)
+        full = str(form["name"])
+        name = full.removeprefix(f"{NAMESPACE}.")
+        ours = shipped().get(name) if full != name else None
+        same = ours is not None and canonical == ours.canonical
         return _Writer(
-            name=raw["name"],
-            parsed=parse_schema(raw, named_schemas={}),
+            name=name,
+            parsed=ours.parsed if ours is not None and same else parse_schema(form, named_schemas={}),
             reader=None if ours is None or same else ours.parsed,
-            build=None if ours is None else _builder(ours.name),
+            build=None if ours is None else _builder(name),
         )
     except DecodeError:
         raise
