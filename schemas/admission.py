@@ -5,13 +5,19 @@ A record that passes can be folded, decided on and written to Postgres without a
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import dataclass
+
+from .catalog import shipped
 from .codec import Codec, Unknown
 from .errors import AdmissionError
 from .ids import uuid_bytes
-from .records import Command, Record
+from .records import Record
+from .records.events import StepSpec, WorkflowStarted
 
 #: 9999-12-31T23:59:59Z, the last moment Postgres and `datetime` agree on.
-_OCCURRED_AT_MAX = 253_402_300_799_000_000
+_TIME_MAX_US = 253_402_300_799_000_000
 #: Widths of the story's VARCHAR columns, in characters.
 _WIDTHS = {
     "step_id": 255,
@@ -24,16 +30,32 @@ _WIDTHS = {
     "severity": 20,
     "session_type": 50,
     "error_code": 100,
+    "command_type": 100,
     "workflow_type": 255,
     "external_id": 255,
     "producer": 255,
     "digest": 64,
     "chain_digest": 64,
 }
-_UUIDS = ("event_id", "checkpoint_id", "error_id", "root_error_id", "attempt_id", "command_id", "intervention_id",
+UUIDS = ("event_id", "checkpoint_id", "error_id", "root_error_id", "attempt_id", "command_id", "intervention_id",
           "session_id", "step_run_id")  # fmt: skip
 STEPS_MAX = 10_000
-_plans: dict[type[Record], tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {}
+#: A time plus such a duration, in microseconds, still is a 64-bit number.
+_DURATION_MS_MAX = 2**53
+_INT_MAX = 2**31 - 1
+_DOUBLE_MAX = sys.float_info.max
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is checked of one record type. Bounds are (field, lowest, highest, reason)."""
+
+    uuids: tuple[str, ...]
+    widths: tuple[tuple[str, int], ...]
+    bounds: tuple[tuple[str, float, float, str], ...]
+
+
+_plans: dict[type[Record], _Plan] = {}
 
 
 def admit(codec: Codec, key: bytes | None, value: bytes | None) -> Record | Unknown:
@@ -53,33 +75,60 @@ def admit(codec: Codec, key: bytes | None, value: bytes | None) -> Record | Unkn
 
 
 def check(record: Record) -> None:
-    """AdmissionError when a field breaks a rule: ids are UUIDs, texts fit their columns, times are times."""
+    """AdmissionError when a field breaks a rule: ids are UUIDs, texts and numbers fit columns, times are times."""
     kind = type(record)
     plan = _plans.get(kind)
     if plan is None:
-        fields = kind.__dataclass_fields__
-        plan = _plans[kind] = (
-            tuple(n for n in _UUIDS if n in fields),
-            tuple((n, w) for n, w in _WIDTHS.items() if n in fields),
-        )
+        plan = _plans[kind] = _plan_of(kind)
     try:
         uuid_bytes(record.workflow_id)
-        for name in plan[0]:
+        for name in plan.uuids:
             value = getattr(record, name)
             if value is not None:
                 uuid_bytes(value)
     except ValueError as error:
         raise AdmissionError("bad_id", f"{kind.__name__}: {error}") from None
-    for name, width in plan[1]:
+    for name, width in plan.widths:
         text = getattr(record, name)
         if text is not None and len(text) > width:
             raise AdmissionError("too_long", f"{kind.__name__}.{name}: {len(text)} characters, {width} allowed")
-    if not 0 <= record.occurred_at <= _OCCURRED_AT_MAX:
-        raise AdmissionError("bad_time", f"{kind.__name__}.occurred_at: {record.occurred_at} is no time")
-    if isinstance(record, Command):
-        return
-    steps = getattr(record, "steps", ())
+    for name, low, high, reason in plan.bounds:
+        number = getattr(record, name)
+        if number is not None and not low <= number <= high:  # so written, NaN is out of bounds too
+            raise AdmissionError(reason, f"{kind.__name__}.{name}: {number} is not within {low}..{high}")
+    if isinstance(record, WorkflowStarted):
+        _check_steps(record.steps)
+
+
+def _check_steps(steps: tuple[StepSpec, ...]) -> None:
     if len(steps) > STEPS_MAX:
         raise AdmissionError("too_many_steps", f"{len(steps)} steps, {STEPS_MAX} allowed")
-    if any(len(s.step_id) > _WIDTHS["step_id"] or not s.step_id for s in steps):
-        raise AdmissionError("too_long", f"a step_id must have 1 to {_WIDTHS['step_id']} characters")
+    for step in steps:
+        if not 1 <= len(step.step_id) <= _WIDTHS["step_id"]:
+            raise AdmissionError("too_long", f"a step_id must have 1 to {_WIDTHS['step_id']} characters")
+        for number in (step.timeout_ms, step.heartbeat_timeout_ms):
+            if number is not None and not 0 <= number <= _DURATION_MS_MAX:
+                raise AdmissionError("bad_time", f"step {step.step_id}: {number} ms is no duration")
+
+
+def _plan_of(kind: type[Record]) -> _Plan:
+    types = {f["name"]: f["type"] for f in json.loads(shipped()[kind.__name__].text)["fields"]}
+    bounds = [(name, *_bounds(name, type_[-1] if isinstance(type_, list) else type_)) for name, type_ in types.items()]
+    return _Plan(
+        uuids=tuple(name for name in UUIDS if name in types),
+        widths=tuple((name, width) for name, width in _WIDTHS.items() if name in types),
+        bounds=tuple(b for b in bounds if b[3]),
+    )
+
+
+def _bounds(name: str, avro: object) -> tuple[float, float, str]:
+    """Lowest, highest and reason; no reason when every value will do."""
+    if avro == "int":  # fastavro reads 64 bits into an int
+        return -_INT_MAX - 1, _INT_MAX, "bad_number"
+    if avro == "double":
+        return -_DOUBLE_MAX, _DOUBLE_MAX, "bad_number"
+    if avro == "long" and name.endswith("_at"):
+        return 0, _TIME_MAX_US, "bad_time"
+    if avro == "long" and name.endswith("_ms"):
+        return 0, _DURATION_MS_MAX, "bad_time"
+    return 0, 0, ""

@@ -56,7 +56,9 @@ def _nested(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 def render(folder: str) -> str:
     """Python source of every record in `avsc/<folder>`, sorted by name."""
-    schemas = [json.loads(path.read_text()) for path in sorted((_HERE / "avsc" / folder).glob("*.avsc"))]
+    schemas = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((_HERE / "avsc" / folder).glob("*.avsc"))
+    ]
     lines = [
         f'"""Records of `avsc/{folder}`. Written by `python -m schemas.generate`; do not edit."""',
         "",
@@ -78,7 +80,7 @@ def render(folder: str) -> str:
 def main() -> None:
     """Rewrite both generated modules."""
     for folder in ("events", "commands"):
-        (_HERE / "records" / f"{folder}.py").write_text(render(folder))
+        (_HERE / "records" / f"{folder}.py").write_text(render(folder), encoding="utf-8")
 
 
 if __name__ == "__main__":
