@@ -59,14 +59,14 @@ def generate(folder: Path, index: int, seed: int, defect: str | None) -> list[st
 
 
 def build(folder: Path, sources: list[str]) -> list[str]:
-    """Compile each source; StepFailedError with the compiler's message. Returns the names of the compiled files."""
+    """Compile each source; StepFailedError says what the compiler says. Returns the names of the compiled files."""
     made = []
     for name in sources:
         target = folder / f"{name}c"
         try:
             py_compile.compile(str(folder / name), cfile=str(target), doraise=True)
         except py_compile.PyCompileError as error:
-            raise StepFailedError("BUILD_FAILED", error.msg.strip()) from None
+            raise StepFailedError("BUILD_FAILED", str(error.exc_value)) from None
         made.append(target.name)
     return made
 
