@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import zlib
 from typing import Any
 
@@ -18,18 +20,22 @@ import zstandard
 from .errors import StateError
 
 DEPTH_MAX = 64
+#: Of one object. A state with more is a table, and belongs in a database.
+KEYS_MAX = 100_000
 STATE_SIZE_BYTES_MAX = 10 * 1024 * 1024
 #: RFC 8785 numbers are IEEE doubles; larger integers would not survive the round trip.
 _INTEGER_MAX = 2**53 - 1
+_FRACTION_MIN = 1e-4
+#: No state is larger, so no window need be; zstd would allocate what a frame asks for.
+_ZSTD_WINDOW_BYTES_MAX = 2**24
 CODECS = ("identity", "gzip", "zstd")
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def canonical_bytes(value: Any) -> bytes:
     """RFC 8785 form of `value`. StateError names the path and the rule that a value breaks."""
-    plain = _check(value, "$", 0)
-    # orjson with sorted keys is byte-identical to RFC 8785 when all keys are ASCII and there are no floats (their
-    # shortest forms differ) and no DEL-like escapes; otherwise the slower reference implementation is used.
-    data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if plain else rfc8785.dumps(value)
+    plain = _check(value)
+    data = _write(value, plain)
     if len(data) > STATE_SIZE_BYTES_MAX:
         raise StateError(
             "limit",
@@ -39,47 +45,87 @@ def canonical_bytes(value: Any) -> bytes:
     return data
 
 
-def _check(value: Any, path: str, depth: int) -> bool:
-    """Check one value; returns whether the fast path is exact for it."""
+def _write(value: Any, plain: bool) -> bytes:
+    # orjson with sorted keys is byte-identical to RFC 8785 where `_check` says so (ten times as fast); otherwise the
+    # reference implementation is used.
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if plain else rfc8785.dumps(value)
+
+
+class _RefusedError(Exception):
+    """What a value breaks; the steps of its path are added on the way out, so that sound states pay nothing for it."""
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+        self.steps: list[str] = []
+
+
+def _check(value: Any) -> bool:
+    """Check a state; returns whether the fast path is exact for it."""
+    try:
+        return _check_value(value, 0)
+    except _RefusedError as refused:
+        path = "$" + "".join(reversed(refused.steps))
+        raise StateError(refused.reason, f"{path:.200}: {refused}", path=path) from None
+
+
+def _check_value(value: Any, depth: int) -> bool:
     kind = type(value)
     if kind is str:
-        return _check_text(value, path)
+        return _check_text(value)
     if kind is int:
         if not -_INTEGER_MAX <= value <= _INTEGER_MAX:
-            raise StateError("structure", f"{path}: integer beyond 2^53", path=path)
+            raise _RefusedError("structure", "integer beyond 2^53")
         return True
     if value is None or kind is bool:
         return True
     if kind is float:
-        if value != value or value in (float("inf"), float("-inf")):
-            raise StateError("structure", f"{path}: {value} is not a JSON number", path=path)
-        return False
+        if not math.isfinite(value):
+            raise _RefusedError("structure", f"{value} is not a JSON number")
+        # Both write the shortest digits. They differ in whole numbers (`5.0`) and in where exponents begin.
+        return not value.is_integer() and abs(value) >= _FRACTION_MIN
     if depth >= DEPTH_MAX:
-        raise StateError("limit", f"{path}: nested deeper than {DEPTH_MAX}", path=path)
-    plain = True
+        raise _RefusedError("limit", f"nested deeper than {DEPTH_MAX}")
     if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str:
-                raise StateError("structure", f"{path}: key {key!r:.80} is not a string", path=path)
-            plain &= _check_text(key, path) & key.isascii()
-            plain &= _check(item, f"{path}.{key}", depth + 1)
-        return plain
+        return _check_object(value, depth)
     if kind is list or kind is tuple:
+        plain = True
         for index, item in enumerate(value):
-            plain &= _check(item, f"{path}[{index}]", depth + 1)
+            try:
+                plain &= _check_value(item, depth + 1)
+            except _RefusedError as refused:
+                refused.steps.append(f"[{index}]")
+                raise
         return plain
-    raise StateError("structure", f"{path}: {kind.__name__} is not JSON data", path=path)
+    raise _RefusedError("structure", f"{kind.__name__} is not JSON data")
 
 
-def _check_text(text: str, path: str) -> bool:
+def _check_object(value: dict[Any, Any], depth: int) -> bool:
+    if len(value) > KEYS_MAX:
+        raise _RefusedError("limit", f"{len(value)} keys, {KEYS_MAX} allowed")
+    plain = True
+    for key in value:
+        if type(key) is not str:
+            raise _RefusedError("structure", f"key {key!r:.80} is not a string")
+        plain &= _check_text(key) & key.isascii()
+    for key, item in value.items():
+        try:
+            plain &= _check_value(item, depth + 1)
+        except _RefusedError as refused:
+            refused.steps.append(f".{key}")
+            raise
+    return plain
+
+
+def _check_text(text: str) -> bool:
     if "\x00" in text:
-        raise StateError("structure", f"{path}: U+0000 is not allowed", path=path)
+        raise _RefusedError("structure", "U+0000 is not allowed")
     if text.isascii():
         return True
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise StateError("structure", f"{path}: lone surrogate", path=path) from None
+        raise _RefusedError("structure", "lone surrogate") from None
     return True
 
 
@@ -90,8 +136,14 @@ def digest_of(data: bytes) -> str:
 
 def chain_digest_of(parent_chain_digest: str | None, digest: str) -> str:
     """SHA-256 over the parent's chain digest (32 zero bytes for the first) and this digest, hex."""
-    parent = bytes.fromhex(parent_chain_digest) if parent_chain_digest else bytes(32)
-    return hashlib.sha256(parent + bytes.fromhex(digest)).hexdigest()
+    parent = _digest_bytes(parent_chain_digest) if parent_chain_digest else bytes(32)
+    return hashlib.sha256(parent + _digest_bytes(digest)).hexdigest()
+
+
+def _digest_bytes(digest: str) -> bytes:
+    if not _DIGEST.fullmatch(digest):
+        raise StateError("digest", f"{digest:.80} is not a SHA-256 in hex")
+    return bytes.fromhex(digest)
 
 
 def compress(data: bytes, *, codec: str, min_size_bytes: int) -> tuple[str, bytes]:
@@ -118,8 +170,7 @@ def decompress(stored: bytes, *, codec: str, size_bytes: int) -> bytes:
         elif codec == "gzip":
             data = _gunzip(stored, size_bytes)
         elif codec == "zstd":
-            reader = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(stored)
-            data = reader.read(size_bytes + 1)
+            data = _unzstd(stored, size_bytes)
         else:
             raise StateError("codec", f"unknown codec {codec!r:.40}; one of {', '.join(CODECS)}")
     except (zlib.error, zstandard.ZstdError) as error:
@@ -144,6 +195,15 @@ def _gunzip(stored: bytes, size_bytes: int) -> bytes:
     return data
 
 
+def _unzstd(stored: bytes, size_bytes: int) -> bytes:
+    # A frame that names its size is given that much at once, whatever `max_output_size` says: so it is compared first.
+    named = zstandard.frame_content_size(stored)
+    if named not in (-1, size_bytes):
+        raise StateError("size", f"declared {size_bytes} bytes, the zstd frame says {named}")
+    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
+    return reader.decompress(stored, max_output_size=size_bytes, allow_extra_data=False)
+
+
 def verify_stored(stored: bytes, *, codec: str, size_bytes: int, digest: str) -> bytes:
     """The canonical bytes, proven to be those that `digest` names. StateError says what is wrong."""
     data = decompress(stored, codec=codec, size_bytes=size_bytes)
@@ -155,21 +215,18 @@ def verify_stored(stored: bytes, *, codec: str, size_bytes: int, digest: str) ->
 def parse_state(data: bytes) -> dict[str, Any]:
     """Parse verified bytes into a state. StateError for anything that `canonical_bytes` would not have written."""
     try:
-        value = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(data, parse_int=_number)
     except (ValueError, RecursionError) as error:
         raise StateError("structure", f"not JSON: {error}"[:300]) from error
     if not isinstance(value, dict):
         raise StateError("structure", f"a state is a JSON object, not {type(value).__name__}")
-    _check(value, "$", 0)
+    # Writing it again shows what parsing forgives: duplicate keys, white space, another order, `1.0` for `1`.
+    if _write(value, _check(value)) != data:
+        raise StateError("structure", "not canonical JSON, or a key is there twice")
     return value
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("duplicate key")
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _number(text: str) -> int | float:
+    # RFC 8785 writes doubles of 2^53 to 10^21 without a point. `canonical_bytes` takes no such integers.
+    value = int(text)
+    return value if -_INTEGER_MAX <= value <= _INTEGER_MAX else float(value)
