@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from .records import Record
 
 Headers = list[tuple[str, bytes]]
 
-_TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Ids of zeros alone are invalid by the W3C's text.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def trace_of(headers: Headers | None) -> str | None:
@@ -21,7 +23,7 @@ def trace_of(headers: Headers | None) -> str | None:
     for key, value in headers or ():
         if key == "traceparent" and value is not None:
             text = value.decode("ascii", "replace")
-            return text if _TRACEPARENT.match(text) else None
+            return text if _TRACEPARENT.fullmatch(text) else None
     return None
 
 
@@ -40,7 +42,7 @@ def child_trace(parent: str | None, event_id: str, workflow_id: str) -> str:
 
 def headers_for(record: Record, *, parent: str | None = None) -> Headers:
     """All headers of one record."""
-    when = datetime.fromtimestamp(record.occurred_at / 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+    when = (_EPOCH + timedelta(microseconds=record.occurred_at)).isoformat().replace("+00:00", "Z")
     return [
         ("traceparent", child_trace(parent, record.event_id, record.workflow_id).encode()),
         ("ce_specversion", b"1.0"),
