@@ -1,1 +1,1 @@
-"""Benchmarks of the figures in the design, with committed results: `make bench`."""
+"""Benchmarks on the real stack: `python -m bench`, or `make bench`. How to read them: docs/benchmarks.md."""

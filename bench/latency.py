@@ -1,0 +1,91 @@
+"""Error published -> command received, with the recovery role as a process of its own on the real stack."""
+
+from __future__ import annotations
+
+import uuid
+
+from schemas.codec import Codec
+from schemas.registry import Registry
+from schemas.topics import COMMANDS, EVENTS
+
+from .errors import Failing, commands_of, failing
+from .figures import Benchmark, Figure, Latencies, Setup
+from .processes import LEAD_S, Publisher, Ready, Receiver, Role, stand_at_end, write
+
+#: The rate of the goal, and a calm one, whose latency is that of the path itself.
+ERRORS_PER_S = 1_000
+CALM_PER_S = 100
+#: The broker compiles its hot paths while it warms up.
+_WARM_S = 3.0
+_SECONDS, _SECONDS_QUICK = 15.0, 2.0
+_ANSWER_S = 20.0
+
+
+def _measure(setup: Setup) -> list[Figure]:
+    at, seconds = setup.stack, _SECONDS_QUICK if setup.quick else _SECONDS
+    with Registry(at.registry) as registry:
+        codec = Codec(registry)
+        setup.say("one hop through the broker, without the engine")
+        hop = _hop(setup, codec, seconds=min(seconds, 5.0))
+        group = f"bench-{uuid.uuid4()}"
+        stand_at_end(at.kafka, group)
+        role = Role(at, setup.folder, "recovery", group=group)
+        try:
+            role.wait("partitions", Role.caught_up)
+            _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=min(seconds, _WARM_S))
+            calm, _ = _run(setup, codec, role, per_second=CALM_PER_S, seconds=seconds)
+            busy, late = _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=seconds)
+        finally:
+            role.end()
+    name = f"error -> command, {ERRORS_PER_S:,}/s"
+    return [
+        *busy.figures(name, p50_ms_max=5.0, p99_ms_max=25.0),
+        *calm.figures(f"error -> command, {CALM_PER_S}/s"),
+        *hop.figures(f"one hop, {ERRORS_PER_S:,}/s", note="produce -> consume; an error takes three"),
+        Figure(name="publisher late p99", measured=late.ms(0.99), unit="ms", note="part of the latencies above"),
+    ]
+
+
+def _run(setup: Setup, codec: Codec, role: Role, *, per_second: int, seconds: float) -> tuple[Latencies, Latencies]:
+    """Latencies from the moment an error was to be published, and how late the publisher was."""
+    count = int(per_second * seconds)
+    setup.say(f"{count:,} errors at {per_second:,}/s")
+    cases = [failing(codec) for _ in range(count)]
+    at = setup.stack
+    _write_and_wait(at.kafka, role, [record for case in cases for record in case.before])
+    receiver = Receiver(at.kafka, COMMANDS, count=count, timeout_s=LEAD_S + seconds + _ANSWER_S)
+    publisher = Publisher(at.kafka, [case.error for case in cases], per_second=per_second)
+    published = publisher.result(LEAD_S + seconds + _ANSWER_S)
+    answered = {command.error_id: item.at_s for item, command in commands_of(codec, receiver.result())}
+    _write_and_wait(at.kafka, role, [case.after for case in cases])
+    missing = sum(case.error_id not in answered for case in cases)
+    if missing:
+        raise RuntimeError(f"{missing} of {count} errors were not answered")
+    latencies = [answered[case.error_id] - sent.due_s for case, sent in zip(cases, published, strict=True)]
+    return Latencies(latencies), Latencies([sent.late_s for sent in published])
+
+
+def _write_and_wait(servers: str, role: Role, records: list[Ready]) -> None:
+    processed = role.processed() + len(records)
+    write(servers, records)
+    role.wait("end of the log", lambda role: role.processed() >= processed)
+
+
+def _hop(setup: Setup, codec: Codec, *, seconds: float) -> Latencies:
+    """The same errors at the same rate, only read back: nobody acts on them, their workflows never started."""
+    at, count = setup.stack, int(ERRORS_PER_S * seconds)
+    cases: list[Failing] = [failing(codec) for _ in range(count)]
+    receiver = Receiver(at.kafka, EVENTS, count=count, timeout_s=LEAD_S + seconds + _ANSWER_S)
+    publisher = Publisher(at.kafka, [case.error for case in cases], per_second=ERRORS_PER_S)
+    published = publisher.result(LEAD_S + seconds + _ANSWER_S)
+    arrived = {item.value: item.at_s for item in receiver.result()}
+    pairs = zip(cases, published, strict=True)
+    return Latencies([arrived[case.error.value] - sent.due_s for case, sent in pairs if case.error.value in arrived])
+
+
+BENCHMARK = Benchmark(
+    name="latency",
+    measures="error published -> command received, open loop at a fixed schedule, recovery as its own process",
+    compared_to="one hop through the broker at the same rate in the same run; an error takes three",
+    run=_measure,
+)
