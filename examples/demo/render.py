@@ -27,7 +27,8 @@ def render(report: Report) -> None:
         console.print()
     console.print(
         f"{report.taken_over} workflows were taken over by another process; "
-        f"{report.errors_again} more errors joined a repair that was under way."
+        f"{report.errors_again} more errors joined a repair that was under way. "
+        "Ignored: found after the workflow had ended."
     )
     console.print()
     for check in report.checks:
@@ -46,9 +47,9 @@ def tables(report: Report) -> Iterable[Table]:
     )
     yield _table(
         "errors by type and last strategy",
-        ("error type", "strategy", "errors", "recovered", "wait for a human", "other", "attempts"),
+        ("error type", "strategy", "errors", "recovered", "wait for a human", "ignored", "other", "attempts"),
         (
-            (e.error_type, e.strategy, e.errors, e.recovered, e.waiting_for_human, e.other, e.attempts)
+            (e.error_type, e.strategy, e.errors, e.recovered, e.waiting_for_human, e.ignored, e.other, e.attempts)
             for e in report.errors
         ),
     )

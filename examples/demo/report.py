@@ -32,13 +32,14 @@ class FaultLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorLine:
-    """Errors by type and by the strategy that came last. `again` are those that joined the repair of another."""
+    """Errors by type and by the strategy that came last. Ignored are those found after their workflow had ended."""
 
     error_type: str
     strategy: str
     errors: int
     recovered: int
     waiting_for_human: int
+    ignored: int
     other: int
     attempts: int
 
@@ -149,7 +150,7 @@ def by_error(errors: Sequence[Row]) -> list[ErrorLine]:
     lines = []
     for (error_type, strategy), rows in sorted(groups.items()):
         found = Counter(row["status"] for row in rows)
-        recovered, waiting = found["recovered"], found["waiting_for_human"]
+        recovered, waiting, ignored = found["recovered"], found["waiting_for_human"], found["ignored"]
         lines.append(
             ErrorLine(
                 error_type=error_type,
@@ -157,7 +158,8 @@ def by_error(errors: Sequence[Row]) -> list[ErrorLine]:
                 errors=len(rows),
                 recovered=recovered,
                 waiting_for_human=waiting,
-                other=len(rows) - recovered - waiting,
+                ignored=ignored,
+                other=len(rows) - recovered - waiting - ignored,
                 attempts=sum(row["attempts"] for row in rows),
             )
         )
