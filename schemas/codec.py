@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from operator import attrgetter
 from typing import Any, Protocol
@@ -43,9 +43,10 @@ class SchemaIds(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A record of a type this release does not know: readable, and of no concern."""
+    """A record of a type this release does not know: readable, and of no concern but to who must answer it."""
 
     name: str
+    value: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ class Codec:
             raise DecodeError("malformed", f"{writer.name}: {type(error).__name__}: {error}"[:500]) from error
         if not complete:
             raise DecodeError("trailing_bytes", f"{writer.name}: {len(data) - buffer.tell()} bytes too many")
-        return Unknown(writer.name)
+        return Unknown(writer.name, value)
 
     def _writer(self, data: bytes) -> tuple[_Writer, int]:
         if data[0] == 0:

@@ -14,22 +14,27 @@ development.start({"sources": "src"})
 from __future__ import annotations
 
 from ._schemas.errors import ConfigError, KintsugiError, RetriableError, StateError
+from ._schemas.records.events import StepSpec
 from .client import Client
-from .errors import BufferFullError, NotDeliveredError, RestoreError, SupersededError
+from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, RestoreError, SupersededError
 from .outbox import Undelivered
+from .step import StepContext
 from .types import WorkflowType
-from .workflow import StepContext, Workflow
+from .workflow import Workflow
 
 __all__ = [
     "BufferFullError",
     "Client",
+    "ClosedError",
     "ConfigError",
     "KintsugiError",
     "NotDeliveredError",
+    "PausedError",
     "RestoreError",
     "RetriableError",
     "StateError",
     "StepContext",
+    "StepSpec",
     "SupersededError",
     "Undelivered",
     "Workflow",

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._schemas.canonical import STATE_SIZE_BYTES_MAX, canonical_bytes, chain_digest_of, compress, digest_of
+from ._schemas.canonical import canonical_bytes, chain_digest_of, compress, digest_of
 from ._schemas.errors import StateError
+from .texts import describe, represent
 
 #: The story's `compression` block.
 COMPRESS_FROM_BYTES = 1024
+#: The story's `critical_steps`; a service that names its steps otherwise gives its own, or declares steps critical.
+CRITICAL_STEPS_DEFAULT = frozenset({"code_generation", "build", "test", "deployment"})
 EVIDENCE_TEXT_MAX = 100_000
-_CRITICAL_STEPS = frozenset({"code_generation", "build", "test", "deployment"})
+_REASON_MAX = 500
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Chain:
     """Where a workflow's checkpoints stand: the number and digests of the last one."""
 
@@ -43,32 +45,31 @@ class Stored:
 
 def store(document: Mapping[str, Any], *, codec: str = "gzip") -> Stored:
     """Canonical, digested, compressed. StateError names the path that is no JSON data, or the limit."""
-    data = canonical_bytes(document)
+    data = canonical(document)
     used, stored = compress(data, codec=codec, min_size_bytes=COMPRESS_FROM_BYTES)
     return Stored(codec=used, size_bytes=len(data), digest=digest_of(data), state=stored)
+
+
+def canonical(value: Any) -> bytes:
+    """`canonical_bytes`; a state that another thread changes meanwhile is a StateError too."""
+    try:
+        return canonical_bytes(value)
+    except RuntimeError as error:
+        raise StateError("structure", f"the state was changed while it was being saved: {error}") from error
 
 
 def store_evidence(document: Mapping[str, Any], *, codec: str = "gzip") -> Stored:
     """As `store`, but a state that is no JSON data is kept as a repr with a marker: evidence needs no validity."""
     try:
         return store(document, codec=codec)
-    except (StateError, RecursionError) as error:
-        text = _repr(document.get("data"))
-        return store(
-            {"$kintsugi": "repr", "reason": str(error)[:500], "repr": text, **_identity(document)}, codec=codec
-        )
-
-
-def _identity(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: document[k] for k in ("workflow_id", "step_id", "status") if k in document}
-
-
-def _repr(value: object) -> str:
-    try:
-        text = repr(value)[:EVIDENCE_TEXT_MAX]
-    except Exception as error:  # a __repr__ of the service's own may do anything
-        text = f"<repr failed: {type(error).__name__}>"
-    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    except Exception as error:
+        marker = {
+            "$kintsugi": "repr",
+            "reason": describe(error, _REASON_MAX),
+            "repr": represent(document.get("data"), EVIDENCE_TEXT_MAX),
+            **{k: describe(document[k]) for k in ("workflow_id", "step_id", "status") if k in document},
+        }
+        return store(marker, codec=codec)
 
 
 def next_link(chain: Chain, digest: str) -> Chain:
@@ -76,26 +77,9 @@ def next_link(chain: Chain, digest: str) -> Chain:
     return Chain(chain.sequence + 1, digest, chain_digest_of(chain.chain_digest, digest))
 
 
-def type_of(step_id: str, moment: str, *, critical: bool) -> str:
+def type_of(moment: str, *, critical: bool) -> str:
     """The checkpoint's type, by rule: a completed critical step is a critical point."""
-    if moment == "step_complete" and (critical or step_id in _CRITICAL_STEPS):
-        return "critical_point"
-    return moment
-
-
-def json_text(value: Any) -> str | None:
-    """JSON for a text field; what is no JSON data is written as its repr. None stays None."""
-    if value is None:
-        return None
-    return json.dumps(value, default=_repr, allow_nan=False) if _finite(value) else json.dumps({"repr": _repr(value)})
-
-
-def _finite(value: Any) -> bool:
-    try:
-        json.dumps(value, default=_repr, allow_nan=False)
-    except (ValueError, TypeError, RecursionError):
-        return False
-    return True
+    return "critical_point" if moment == "step_complete" and critical else moment
 
 
 def new_id() -> str:
@@ -104,19 +88,5 @@ def new_id() -> str:
 
 
 def now_us() -> int:
-    """This machine's clock, microseconds since the epoch: only ever written into `occurred_at`."""
+    """This machine's clock, microseconds since the epoch: only ever written, never decided by."""
     return time.time_ns() // 1000
-
-
-__all__ = [
-    "STATE_SIZE_BYTES_MAX",
-    "Chain",
-    "Stored",
-    "json_text",
-    "new_id",
-    "next_link",
-    "now_us",
-    "store",
-    "store_evidence",
-    "type_of",
-]

@@ -1,49 +1,43 @@
-"""The client: one connection, the workflows in this process, and the threads that run them."""
+"""The client: one connection, the workflows in this process, and what commands do to them."""
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
+from ._schemas.canonical import canonical_bytes
 from ._schemas.codec import Codec
-from ._schemas.errors import ConfigError, KintsugiError
-from ._schemas.ids import uuid_bytes
+from ._schemas.errors import ConfigError, StateError
 from ._schemas.records import Command
-from ._schemas.records.commands import (
-    CancelWorkflow,
-    PauseWorkflow,
-    RestartWorkflow,
-    ResumeFromCheckpoint,
-    ResumeWorkflow,
-    RetryStep,
-)
-from ._schemas.records.events import CommandAcknowledged, StepSpec
+from ._schemas.records.events import StepSpec
 from ._schemas.registry import Registry
-from .checkpoints import new_id, now_us
-from .errors import NotDeliveredError, PausedError, RestoreError, SupersededError
-from .held import Held
+from .checkpoints import CRITICAL_STEPS_DEFAULT
+from .commands import Commands
+from .errors import ClosedError
+from .inbox import Inbox
 from .listener import Listener
-from .outbox import Delivery, Interceptor, Outbox, Undelivered
+from .outbox import Interceptor, Outbox, Undelivered
 from .restore import LogReader
+from .run import Run
+from .schema_ids import SchemaIds
+from .settings import Settings
+from .texts import clean
 from .types import CHECKPOINT_TYPES, WorkflowType
-from .workflow import ABANDONED, ENDED, QUEUED, WORKING, Run, Workflow
+from .work import Work
+from .workflow import Workflow
 
-#: Threads that run steps, and workflows that may wait for one.
+#: Threads that run steps and handlers.
 WORKERS = 16
-QUEUE_MAX = 10_000
-#: Threads left behind by hung steps that a command replaced. Python cannot end a thread; beyond this commands fail.
-ABANDONED_MAX = 64
-_ACCEPT_TIMEOUT_S = 10.0
-_DETAIL_MAX = 1000
-
-log = logging.getLogger("kintsugi_client")
+_WORKERS_MAX = 1_000
+_SERVICE_MAX = 200
+_PRODUCER_MAX = 255
+#: What the last flush of `close` gets at least.
+_FLUSH_FLOOR_S = 0.5
 
 
 class Client:
@@ -58,25 +52,32 @@ class Client:
         interceptors: Sequence[Interceptor] = (),
         workers: int = WORKERS,
         config: Mapping[str, Any] | None = None,
+        producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
+        if not service or len(service) > _SERVICE_MAX or clean(service, _SERVICE_MAX) != service:
+            raise ConfigError(f"service: {service!r:.80} must be text of 1 to {_SERVICE_MAX} characters")
+        if not 1 <= workers <= _WORKERS_MAX:
+            raise ConfigError(f"workers: {workers} must be 1 to {_WORKERS_MAX}")
         self.service = service
-        self.producer_name = f"{service}/{socket.gethostname()}/{os.getpid()}"[:255]
-        base = {"bootstrap.servers": kafka, "client.id": f"kintsugi-client-{service}", **(config or {})}
+        self.producer_name = f"{service}/{socket.gethostname()}/{os.getpid()}"[:_PRODUCER_MAX]
+        self.closing = False
+        self._settings = Settings(
+            kafka=kafka,
+            service=service,
+            common=config or {},
+            of_producer=producer_config or {},
+            of_consumer=consumer_config or {},
+        )
         self._registry = Registry(registry) if registry else None
-        self._base = base
-        self._consumer_config = dict(consumer_config or {})
-        self.outbox = Outbox(base, Codec(self._registry), tuple(interceptors))
-        self._reader = LogReader(base, Codec(self._registry))
+        ids = SchemaIds(self._registry) if self._registry is not None else None
+        self.outbox = Outbox(self._settings, ids, tuple(interceptors))
+        self.reader = LogReader(self._settings.reader(), Codec(self._registry))
+        self.work = Work(self, workers)
+        self._commands = Commands(self)
         self._types: dict[str, WorkflowType] = {}
-        self.held = Held()
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="kintsugi-run")
-        self._queued = 0
-        self._abandoned = 0
-        self._closed = False
         self._listener: Listener | None = None
-        self._counts = {"accepted": 0, "succeeded": 0, "failed": 0, "unknown": 0, "repeated": 0, "expired": 0}
+        self._undelivered: Undelivered | None = None
 
     @classmethod
     def connect(cls, service: str, *, kafka: str | None = None, registry: str | None = None, **options: Any) -> Client:
@@ -86,6 +87,12 @@ class Client:
             raise ConfigError("KINTSUGI_KAFKA is not set", hint="Client.connect(..., kafka='host:9092')")
         return cls(service, kafka=kafka, registry=registry or os.environ.get("KINTSUGI_REGISTRY") or None, **options)
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
     def workflow_type(
         self,
         name: str,
@@ -94,11 +101,14 @@ class Client:
         steps: Sequence[StepSpec] = (),
         timeout_ms: int | None = None,
         checkpoint_types: Sequence[str] = CHECKPOINT_TYPES,
+        critical_steps: Collection[str] = CRITICAL_STEPS_DEFAULT,
         codec: str = "gzip",
     ) -> WorkflowType:
-        """Declare a workflow type of this service."""
+        """Declare a workflow type of this service, before `listen`."""
         if name in self._types:
             raise ConfigError(f"workflow type {name!r} is declared twice")
+        if self._listener is not None:
+            raise ConfigError(f"workflow type {name!r} is declared after listen(): commands for it may be lost by now")
         kind = self._types[name] = WorkflowType(
             self,
             name,
@@ -106,292 +116,109 @@ class Client:
             steps=steps,
             timeout_ms=timeout_ms,
             checkpoint_types=checkpoint_types,
+            critical_steps=critical_steps,
             codec=codec,
         )
         return kind
 
     def listen(self, *, ready_timeout_s: float = 30.0) -> bool:
-        """Begin to carry out commands, in the group named after the service. True once partitions are assigned."""
+        """Begin to carry out commands, in the group named after the service. True once partitions are assigned.
+
+        False when that takes longer than the timeout, because Kafka is away: the client goes on trying.
+        """
+        if self.closing:
+            raise ClosedError("the client is closed")
         if self._listener is None:
-            config = {**self._base, "group.id": f"{self.service}-commands", **self._consumer_config}
+            inboxes = tuple(Inbox(Codec(self._registry), self._types.__contains__) for _ in range(2))
             self._listener = Listener(
-                config,
-                Codec(self._registry),
-                self._accept,
-                self._repeat,
-                self._elsewhere,
-                self._types.__contains__,
+                self._settings.member(), self._settings.reader(), (inboxes[0], inboxes[1]), self._commands
             )
             self._listener.start()
         return self._listener.ready(ready_timeout_s)
 
     def stats(self) -> dict[str, int]:
         """Counters: commands by what became of them, workflows here, runs waiting, threads left behind."""
-        with self._lock:
-            unreadable = self._listener.unreadable if self._listener else 0
-            return {
-                **self._counts,
-                "unreadable": unreadable,
-                "workflows": len(self.held),
-                "queued": self._queued,
-                "abandoned": self._abandoned,
-            }
+        return {
+            **self._commands.counts(),
+            "unreadable": self._listener.unreadable if self._listener else 0,
+            "workflows": len(self.work.all()),
+            "queued": self.work.runner.queued,
+            "abandoned": self.work.runner.abandoned,
+        }
 
     def close(self, timeout_s: float = 10.0) -> Undelivered:
-        """Stop listening, let running steps end within the time, flush; returns what Kafka never confirmed."""
-        self._closed = True
-        deadline = time.monotonic() + timeout_s
+        """Stop listening, let running steps end within the time, flush; returns what Kafka never confirmed.
+
+        No further step begins; a workflow that stands between two is taken up by another process, or by the next.
+        """
+        if self._undelivered is not None:
+            return self._undelivered
+        deadline_s = time.monotonic() + timeout_s
+        self.closing = True
         if self._listener is not None:
-            self._listener.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        while time.monotonic() < deadline and any(w.busy for w in self.workflows()):
-            time.sleep(0.02)
-        report = self.outbox.close(max(0.5, deadline - time.monotonic()))
-        self._reader.close()
+            self._listener.close(timeout_s)
+        self.work.runner.close()
+        self.work.runner.wait(deadline_s - time.monotonic())
+        self._undelivered = self.outbox.close(max(_FLUSH_FLOOR_S, deadline_s - time.monotonic()))
+        self.reader.close()
         if self._registry is not None:
             self._registry.close()
-        return report
+        return self._undelivered
 
     # -- workflows in this process --------------------------------------------------------------------------------
 
     def workflows(self) -> list[Workflow]:
         """Workflows that this process holds."""
-        return self.held.all()
+        return self.work.all()
 
-    def adopt(self, kind: WorkflowType, data: dict[str, Any], workflow_id: str | None) -> Workflow:
-        """Hold a new workflow. ConfigError when the id is no UUID or is held already."""
-        workflow_id = workflow_id or new_id()
-        try:
-            uuid_bytes(workflow_id)
-        except ValueError as error:
-            raise ConfigError(f"workflow_id: {error}") from None
-        workflow = Workflow(kind, self, workflow_id, dict(data))
-        self.held.add(workflow)
-        return workflow
+    def workflow(self, workflow_id: str) -> Workflow | None:
+        """A workflow, if this process holds it."""
+        return self.work.get(workflow_id)
 
-    def submit(
-        self, workflow: Workflow, run: Run, *, announce: dict[str, Any] | None = None, command: Command | None = None
-    ) -> None:
-        """Queue a run of the declared steps. ConfigError when too many wait, or the client is closed."""
-        with self._lock:
-            if self._queued >= QUEUE_MAX:
-                raise ConfigError(f"{QUEUE_MAX} workflows wait for a thread", hint="start fewer, or add processes")
-            self._queued += 1
-        self._replace(workflow, run)
-        run.state = QUEUED
-        try:
-            self._pool.submit(self._run, workflow, run, announce, command)
-        except RuntimeError as error:
-            raise ConfigError("the client is closed") from error
+    def restore(self, command: Command) -> Workflow:
+        """For a handler: the workflow, standing at the command's verified checkpoint, or at its start; this process's
+        now. Its steps are run with `workflow.step(...)`, but for those in `workflow.completed`.
 
-    def _replace(self, workflow: Workflow, run: Run) -> None:
-        """A hung step keeps its thread: the pool gets another one for that time, up to a bound."""
-        before = workflow.replace_run(run)
-        with self._lock:
-            if before is None or before.state != WORKING:
-                return
-            if self._abandoned >= ABANDONED_MAX:
-                raise KintsugiError(f"{ABANDONED_MAX} threads hang in replaced steps", hint="restart the service")
-            before.state = ABANDONED
-            self._abandoned += 1
-            self._pool._max_workers += 1
-
-    def _run(self, workflow: Workflow, run: Run, announce: dict[str, Any] | None, command: Command | None) -> None:
-        with self._lock:
-            self._queued -= 1
-            if run.superseded.is_set() or self._closed:
-                run.state = ENDED
-                return
-            run.state = WORKING
-        outcome, detail = "succeeded", None
-        try:
-            if announce is not None:
-                workflow.announce(run, announce)
-            workflow.kind.carry_out(workflow, run)
-        except SupersededError:
-            outcome, detail = "unknown", "another command took over"
-        except PausedError as stop:
-            detail = str(stop)
-            self._stopped(workflow, run, detail)
-        except Exception as error:
-            outcome, detail = "failed", f"{type(error).__name__}: {error}"
-        finally:
-            with self._lock:
-                if run.state == ABANDONED:
-                    self._abandoned -= 1
-                    self._pool._max_workers -= 1
-                run.state = ENDED
-        if command is not None:
-            self._acknowledge(command, run, outcome, detail)
-
-    def _stopped(self, workflow: Workflow, run: Run, what: str) -> None:
-        kind, _, rest = what.partition("|")
-        actor, _, reason = rest.partition("|")
-        if kind == "cancel":
-            workflow.cancelled(run, reason, actor)
-        else:
-            workflow.paused(run, reason, actor)
-
-    # -- commands -------------------------------------------------------------------------------------------------
-
-    def _accept(self, command: Command, trace: str | None) -> None:
-        run = Run(command.command_id, trace)
-        delivery = self._tell(command, trace, "accepted")
-        try:
-            delivery.wait(_ACCEPT_TIMEOUT_S)
-        except NotDeliveredError as error:
-            log.error("command %s not carried out, its acceptance is not in the log: %s", command.command_id, error)
-            return
-        if delivery.timestamp_us > command.expires_at:
-            self._count("expired")
-            self._acknowledge(command, run, "failed", "expired before it could be accepted")
-            return
-        try:
-            self._carry_out(command, run)
-        except RestoreError as error:
-            if error.corrupt:
-                self._report_corrupt(command, run, error)
-            self._acknowledge(command, run, "failed", str(error))
-        except Exception as error:
-            log.exception("command %s failed", command.command_id)
-            self._acknowledge(command, run, "failed", f"{type(error).__name__}: {error}")
-
-    def _carry_out(self, command: Command, run: Run) -> None:
-        name = type(command).__name__
-        kind = self._types[command.workflow_type]
-        workflow = self.held.get(command.workflow_id)
-        handler = kind.handlers.get(name)
-        if handler is not None:
-            handler(command, workflow)
-            self._acknowledge(command, run, "succeeded", None)
-        elif self.held.has_ended(command.workflow_id):
-            raise KintsugiError("the workflow has ended")
-        elif isinstance(command, PauseWorkflow | CancelWorkflow):
-            self._stop(command, workflow, run)
-        elif not kind.functions:
-            raise KintsugiError(f"no handler for {name} is registered")
-        elif isinstance(command, RetryStep):
-            workflow = workflow or self._restored(command, kind, run)
-            if command.timeout_ms is not None:
-                run.step_timeout_ms[command.step_id] = command.timeout_ms
-            if command.step_id in workflow.completed:
-                workflow.completed.remove(command.step_id)
-            self.submit(workflow, run, command=command)
-        elif isinstance(command, ResumeFromCheckpoint):
-            self.submit(self._restored(command, kind, run), run, command=command)
-        elif isinstance(command, RestartWorkflow):
-            self.submit(self._clean(command, kind, run), run, command=command)
-        elif isinstance(command, ResumeWorkflow):
-            if workflow is None:
-                raise KintsugiError("the workflow is not in this process")
-            workflow.resumed(run, command.reason, command.actor)
-            self.submit(workflow, run, command=command)
-        else:
-            raise KintsugiError(f"no handler for {name} is registered")
-
-    def _stop(self, command: Command, workflow: Workflow | None, run: Run) -> None:
-        """Pause or cancel: at the next step boundary when a step runs, else now."""
-        if workflow is None:
-            kind = self._types[command.workflow_type]
-            workflow = Workflow(kind, self, command.workflow_id, {})
-        word = "cancel" if isinstance(command, CancelWorkflow) else "pause"
-        current = workflow.run
-        if workflow.busy and current is not None:
-            current.stop = f"{word}|{command.actor}|{command.reason}"
-        else:
-            workflow.run = run
-            self._stopped(workflow, run, f"{word}|{command.actor}|{command.reason}")
-        self._acknowledge(command, run, "succeeded", None)
-
-    def _restored(self, command: RetryStep | ResumeFromCheckpoint, kind: WorkflowType, run: Run) -> Workflow:
-        """The workflow, standing at the command's checkpoint; without one, at its beginning."""
-        if command.checkpoint_id is None or command.checkpoint_offset is None:
-            return self._clean(command, kind, run)
-        with self._taken_over(command, kind, run) as workflow:
-            document, chain = self._reader.checkpoint(
-                command.workflow_id,
-                command.checkpoint_id,
-                command.checkpoint_partition or 0,
-                command.checkpoint_offset,
-                command.checkpoint_digest,
-            )
-            workflow.adopt(document, chain, command.checkpoint_id)
-            workflow.tell_restored(run, str(document.get("step_id", "")))
-        return workflow
-
-    def _clean(self, command: Any, kind: WorkflowType, run: Run) -> Workflow:
-        if command.started_offset is None:
-            raise RestoreError("the workflow's start is not in the log")
-        with self._taken_over(command, kind, run) as workflow:
-            data = self._reader.input_of(command.workflow_id, command.started_partition or 0, command.started_offset)
-            workflow.reset(data)
-        return workflow
-
-    @contextmanager
-    def _taken_over(self, command: Command, kind: WorkflowType, run: Run) -> Iterator[Workflow]:
-        """End what runs here before the state is read: meanwhile it might complete what is about to be repeated.
-
-        A workflow that could not be restored is not held: a later command would take it for the workflow's state.
+        RestoreError when the checkpoint cannot be had or does not verify.
         """
-        workflow = self.held.get_or_add(Workflow(kind, self, command.workflow_id, {}))
+        return self._commands.restore(command)
+
+    def begin(
+        self, kind: WorkflowType, data: dict[str, Any] | None, workflow_id: str | None, *, run_steps: bool = False
+    ) -> Workflow:
+        """Start a workflow: see `WorkflowType.begin` and `WorkflowType.start`."""
+        if self.closing:
+            raise ClosedError("the client is closed")
+        kind.specs()
+        text = _input_text(data)
+        if run_steps:
+            self.work.runner.check_room()
+        run = Run()
+        run.data = json.loads(text)
+        workflow = self.work.adopt(kind, workflow_id, run)
         try:
-            self._replace(workflow, run)
-            yield workflow
+            workflow.announce(text)
+            if run_steps:
+                self.work.submit(workflow, run)
         except BaseException:
-            self.held.drop(command.workflow_id)
+            self.work.forget(workflow)
             raise
+        return workflow
 
-    def _report_corrupt(self, command: Command, run: Run, error: RestoreError) -> None:
-        workflow = Workflow(self._types[command.workflow_type], self, command.workflow_id, {})
-        workflow.run = run
-        step_id = str(getattr(command, "step_id", None) or "")
-        workflow.report_error(step_id, error, code="STATE_CORRUPTION", run=run)
+    # -- for commands ---------------------------------------------------------------------------------------------
 
-    def _elsewhere(self, workflow_id: str) -> None:
-        """Another process has this workflow now: end what runs here."""
-        workflow = self.held.drop(workflow_id)
-        if workflow is not None:
-            nobody = Run()
-            nobody.superseded.set()
-            self._replace(workflow, nobody)
+    def kind(self, name: str) -> WorkflowType:
+        """A declared workflow type."""
+        return self._types[name]
 
-    def _repeat(self, command: Command, trace: str | None, status: str) -> None:
-        self._count("repeated")
-        self._tell(command, trace, status, duplicate=True, detail="handled before; not carried out again")
-
-    def _acknowledge(self, command: Command, run: Run, status: str, detail: str | None) -> None:
+    def settle(self, command_id: str, status: str) -> None:
+        """Remember how a command ended, for when a copy of it arrives."""
         if self._listener is not None:
-            self._listener.settle(command.command_id, status)
-        try:
-            self._tell(command, run.trace, status, detail=detail)
-        except KintsugiError as error:
-            log.error("command %s: %s, and that could not be told: %s", command.command_id, status, error)
+            self._listener.ledger.settle(command_id, status)
 
-    def _tell(
-        self, command: Command, trace: str | None, status: str, *, detail: str | None = None, duplicate: bool = False
-    ) -> Delivery:
-        if not duplicate:
-            self._count(status)
-        text = None if detail is None else detail.encode("utf-8", "replace").decode()[:_DETAIL_MAX]
-        record = CommandAcknowledged(
-            event_id=new_id(),
-            workflow_id=command.workflow_id,
-            workflow_type=command.workflow_type,
-            external_id=command.external_id,
-            correlation_id=command.correlation_id,
-            causation_id=command.event_id,
-            occurred_at=now_us(),
-            producer=self.producer_name,
-            command_id=command.command_id,
-            error_id=command.error_id,
-            attempt_number=command.attempt_number,
-            status=status,
-            step_id=getattr(command, "step_id", None),
-            detail=text,
-            duplicate=duplicate,
-        )
-        return self.outbox.send(record, parent=trace)
 
-    def _count(self, what: str) -> None:
-        with self._lock:
-            self._counts[what] += 1
+def _input_text(data: Any) -> str:
+    """The input as it is kept in the log: from there a restart takes it, so it is refused like any other state."""
+    if not isinstance(data, dict | None):
+        raise StateError("structure", f"$: the input is a JSON object, not {type(data).__name__}")
+    return canonical_bytes(data or {}).decode()

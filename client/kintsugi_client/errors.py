@@ -10,7 +10,11 @@ class BufferFullError(RetriableError):
 
 
 class NotDeliveredError(RetriableError):
-    """The broker did not confirm the record in time. It may still arrive: it is in the buffer."""
+    """The broker did not confirm the record in time, or refused it. One that waits may still arrive."""
+
+
+class ClosedError(KintsugiError):
+    """The client is closed, or closing: no step begins, and nothing more is recorded."""
 
 
 class RestoreError(KintsugiError):
@@ -26,4 +30,4 @@ class SupersededError(KintsugiError):
 
 
 class PausedError(KintsugiError):
-    """The workflow was paused or cancelled; the run ends here."""
+    """The workflow was paused; this run of it ends here, between two steps."""

@@ -1,12 +1,13 @@
 """Receives commands, at most once each.
 
 A command's offset is committed before the command is accepted, and its acceptance is confirmed in the log before it is
-carried out: a crash loses a command (the engine notices and decides anew), it never runs one twice. A repeated id is
-recognised by the partition itself, read back on assignment as far as a command can still be valid; it is acknowledged
-again and not carried out. Expiry is judged by the broker's time of the acceptance, so no clock needs to be right.
+carried out: a crash loses a command (the engine notices and decides anew), it never runs one twice. A copy of a command
+is recognised by its id, whoever received the first one: before a partition is taken over, every id in it that may still
+be valid is known. Expiry is judged by the broker's time of the acceptance, so no clock needs to be right.
 
-A workflow may run in one process while its commands go to another of the group. So each process also watches the
-partitions that are not its own, and lets go of a workflow for which a command appears there.
+Most commands are carried out by the member that has their partition; it restores the workflow from the log, and a
+process that held the workflow lets it go. To pause and to resume is up to the process that holds the workflow,
+whichever that is; when none does, nobody answers.
 """
 
 from __future__ import annotations
@@ -14,256 +15,338 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import deque
+from typing import Any, Protocol
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from ._schemas.codec import Codec
-from ._schemas.errors import DecodeError, RetriableError
-from ._schemas.headers import trace_of
-from ._schemas.records import Command
+from ._schemas.errors import KintsugiError
+from ._schemas.records.commands import PauseWorkflow, ResumeWorkflow
 from ._schemas.topics import COMMANDS
+from .errors import NotDeliveredError
+from .inbox import Inbox, Received
+from .ledger import AGAIN, NEW, Ledger
+from .outbox import Delivery
+from .settings import connected, describe_error
+from .watch import LOOKUP_S, Watch
 
-#: No command is valid for longer (the policy's limit), so none older needs to be remembered.
-COMMAND_EXPIRY_MAX_S = 900
-#: Command ids remembered; beyond it the oldest are forgotten.
-LEDGER_MAX = 200_000
-_POLL_S = 0.2
-_LOOKUP_S = 10.0
-_READ_BACK_S = 30.0
+_POLL_S = 0.1
+_RETRY_S = 0.2
+_BATCH_MAX = 100
+#: How long Kafka may take to confirm an acceptance; a command not confirmed by then is refused.
+ACCEPT_TIMEOUT_S = 10.0
+#: How long a commit is tried again while the coordinator is away; then the commands are fetched again.
+COMMIT_PATIENCE_S = 5.0
+
+_TRANSIENT = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._WAIT_COORD,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
 
 log = logging.getLogger("kintsugi_client")
 
-#: What is done with a new command, and with one seen before.
-Accept = Callable[[Command, str | None], None]
-Repeat = Callable[[Command, str | None, str], None]
+
+class Carrier(Protocol):
+    """What is done with commands."""
+
+    def holds(self, workflow_id: str) -> bool:
+        """Whether the workflow is in this process."""
+
+    def accept(self, received: Received) -> Delivery:
+        """Say that the command is accepted; KintsugiError when that cannot even be buffered."""
+
+    def refuse(self, received: Received, reason: str, *, expired: bool = False) -> None:
+        """Say that the command failed."""
+
+    def repeat(self, received: Received, status: str) -> None:
+        """Say again how the command ended."""
+
+    def carry_out(self, received: Received) -> None:
+        """Begin to carry an accepted command out."""
+
+    def given_away(self, received: Received) -> None:
+        """Another process carries the command out; let go of what it takes over."""
 
 
 class Listener:
     """The thread that reads `workflow.commands` as a member of the service's group."""
 
     def __init__(
-        self,
-        config: Mapping[str, Any],
-        codec: Codec,
-        accept: Accept,
-        repeat: Repeat,
-        elsewhere: Callable[[str], None],
-        wanted: Callable[[str], bool],
+        self, member: dict[str, Any], reader: dict[str, Any], inboxes: tuple[Inbox, Inbox], carrier: Carrier
     ) -> None:
-        self._config = {
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": 6_000,
-            "heartbeat.interval.ms": 1_500,
-            "fetch.wait.max.ms": 50,
-            "log_level": 3,
-            **config,
-        }
-        if self._config.get("group.protocol") == "consumer":
-            for key in ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"):
-                self._config.pop(key)
-        self._codec = codec
-        self._accept = accept
-        self._repeat = repeat
-        self._elsewhere = elsewhere
-        self._wanted = wanted
-        self._mine: set[int] = set()
-        self._ledger: OrderedDict[str, str] = OrderedDict()
+        self._settings = member
+        self._inbox = inboxes[0]
+        self._carrier = carrier
+        self.ledger = Ledger()
+        self._watch = Watch(reader, inboxes[1], self.ledger, self._seen)
         self._lock = threading.Lock()
+        self._mine: set[int] = set()
+        #: Assigned, but not read before every id in them is known; by partition, when to look again.
+        self._waiting: dict[int, float] = {}
+        #: Where reading of a partition began.
+        self._starts: dict[int, int] = {}
+        #: Commands for workflows held here that the group should deliver here: by partition and id.
+        self._expected: dict[int, dict[str, Received]] = {}
+        #: Commands that the watch saw and that are this process's to carry out.
+        self._handed: deque[Received] = deque()
         self._stopping = threading.Event()
+        self._assigned = False
         self._ready = threading.Event()
-        self.unreadable = 0
-        self._consumer = Consumer(self._config)
-        self._watching = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, name="kintsugi-commands", daemon=True),
-            threading.Thread(target=self._watch, name="kintsugi-watch", daemon=True),
-        ]
+        self._consumer = connected(Consumer, self._settings)
+        self._thread = threading.Thread(target=self._run, name="kintsugi-commands", daemon=True)
+
+    @property
+    def unreadable(self) -> int:
+        """Commands that could not be read."""
+        return self._inbox.unreadable
 
     def start(self) -> None:
         """Begin to listen."""
-        for thread in self._threads:
-            thread.start()
+        self._watch.start()
+        self._thread.start()
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait for the first assignment of partitions."""
-        deadline = time.monotonic() + timeout_s
-        return self._ready.wait(timeout_s) and self._watching.wait(max(0.0, deadline - time.monotonic()))
+        """Wait until the group has given this process its partitions and they are being read."""
+        return self._ready.wait(timeout_s)
 
-    def settle(self, command_id: str, status: str) -> None:
-        """Remember how a command ended, for when its id comes again."""
-        with self._lock:
-            self._ledger[command_id] = status
-            while len(self._ledger) > LEDGER_MAX:
-                self._ledger.popitem(last=False)
-
-    def close(self) -> None:
-        """Leave the group; commands that were not accepted yet go to another member."""
+    def close(self, timeout_s: float) -> None:
+        """Leave the group; commands that were not taken up yet go to another member."""
         self._stopping.set()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+        deadline_s = time.monotonic() + timeout_s
+        for close in (self._thread.join, self._watch.close):
+            if self._thread.ident is not None:
+                close(max(0.0, deadline_s - time.monotonic()))
 
     def _run(self) -> None:
-        self._consumer.subscribe(
-            [COMMANDS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-        )
-        try:
-            while not self._stopping.is_set():
-                message = self._consumer.poll(_POLL_S)
-                if message is None:
-                    continue
-                error = message.error()
-                if error is not None:
-                    log.warning("commands: %s", error.str())
-                    continue
-                self._receive(message)
-        except Exception:
-            log.exception("the command listener ended")
-        finally:
-            self._consumer.close()
-
-    def _watch(self) -> None:
-        """Look at every command, for those that go to other processes."""
-        watcher = Consumer({**self._without_group(), "group.id": "kintsugi-watch-unused"})
-        try:
-            places = self._ends(watcher)
-            watcher.assign(places)
-            self._watching.set()
-            while not self._stopping.is_set():
-                message = watcher.poll(_POLL_S)
-                if message is not None and message.error() is None and message.partition() not in self._mine:
-                    self._give_away(message)
-        except Exception:
-            log.exception("the watch over other processes' commands ended")
-        finally:
-            watcher.close()
-
-    def _ends(self, watcher: Consumer) -> list[TopicPartition]:
-        while not self._stopping.is_set():
+        while True:
             try:
-                count = len(watcher.list_topics(COMMANDS, _LOOKUP_S).topics[COMMANDS].partitions)
-                places = [TopicPartition(COMMANDS, partition) for partition in range(count)]
-                ends = [watcher.get_watermark_offsets(place, _LOOKUP_S)[1] for place in places]
-                return [TopicPartition(COMMANDS, p.partition, end) for p, end in zip(places, ends, strict=True)]
+                self._listen(self._consumer)
             except KafkaException as error:
-                log.warning("commands: %s", error.args[0].str())
-                self._stopping.wait(_POLL_S)
-        return []
+                log.error("commands: %s; listening begins anew", describe_error(error.args[0]))
+            except Exception:
+                log.exception("listening for commands begins anew")
+            finally:
+                self._close(self._consumer)
+            if self._stopping.wait(_RETRY_S):
+                return
+            self._consumer = connected(Consumer, self._settings)
 
-    def _give_away(self, message: Message) -> None:
-        key = message.key()
-        if not isinstance(key, bytes):
-            return
+    def _close(self, consumer: Consumer) -> None:
         try:
-            self._elsewhere(key.decode("utf-8", "replace"))
+            consumer.close()
         except Exception:
-            log.exception("a workflow that another process has could not be let go")
+            log.exception("the group could not be left in order")
+        self._gone(set(self._mine))
 
-    def _receive(self, message: Message) -> None:
-        if not self._commit(message):
-            self._give_away(message)
-            return
-        command = self._decode(message)
-        if command is None or not self._wanted(command.workflow_type):
-            return
-        trace = trace_of(message.headers())  # type: ignore[arg-type]
-        with self._lock:
-            before = self._ledger.get(command.command_id)
-        try:
-            if before is not None:
-                self._repeat(command, trace, before)
+    def _listen(self, consumer: Consumer) -> None:
+        consumer.subscribe([COMMANDS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
+        while not self._stopping.is_set():
+            self._prepare(consumer)
+            first = consumer.poll(_POLL_S)
+            messages = [] if first is None else [first, *consumer.consume(_BATCH_MAX - 1, 0)]
+            self._take_up(self._committed(consumer, self._sound(messages)))
+            self._take_up([self._handed.popleft() for _ in range(len(self._handed))])
+
+    def _sound(self, messages: list[Message]) -> list[Message]:
+        """Without errors, and without what belongs to partitions that are not read now."""
+        sound = []
+        for message in messages:
+            error, partition = message.error(), message.partition() or 0
+            if error is None:
+                if partition in self._mine and partition not in self._waiting:
+                    sound.append(message)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition in self._mine:
+                # Records were deleted, or the topic was made anew. What can still be valid is read.
+                log.error("commands: the position in partition %s is not in the log any more", partition)
+                self._consumer.pause([TopicPartition(COMMANDS, partition)])
+                self._waiting[partition] = time.monotonic()
+            elif error.fatal():
+                raise KafkaException(error)
             else:
-                self.settle(command.command_id, "unknown")
-                self._accept(command, trace)
-        except Exception:
-            log.exception("command %s could not be taken up", command.command_id)
+                log.warning("commands: %s", describe_error(error))
+        return sound
 
-    def _commit(self, message: Message) -> bool:
-        """Commit past this command. Without it nothing is carried out: it will come again."""
-        place = TopicPartition(COMMANDS, message.partition() or 0, (message.offset() or 0) + 1)
-        while not self._stopping.is_set():
+    # -- at most once ---------------------------------------------------------------------------------------------
+
+    def _committed(self, consumer: Consumer, messages: list[Message]) -> list[Received]:
+        """Commands among the messages, once the group's position is past them; none of a partition that moved."""
+        received = [self._inbox.read(message, self._stopping) for message in messages]
+        if not messages or self._stopping.is_set():
+            return []
+        ends: dict[int, int] = {}
+        starts: dict[int, int] = {}
+        for message in messages:
+            partition, offset = message.partition() or 0, message.offset() or 0
+            ends[partition] = offset + 1
+            starts.setdefault(partition, offset)
+        refused = self._commit(consumer, ends)
+        for partition in refused & self._mine:
             try:
-                self._consumer.commit(offsets=[place], asynchronous=False)
-                return True
+                consumer.seek(TopicPartition(COMMANDS, partition, starts[partition]))
             except KafkaException as error:
-                if not error.args[0].retriable():
-                    log.warning("command not taken up, its partition has moved: %s", error.args[0].str())
-                    return False
-                time.sleep(_POLL_S)
-        return False
+                log.warning("commands: %s", describe_error(error.args[0]))
+        if refused:
+            self._stopping.wait(_RETRY_S)
+        mine = [r for r in received if r is not None and r.place[0] not in refused]
+        return [r for r in mine if not isinstance(r.command, PauseWorkflow | ResumeWorkflow)]  # see `_seen`
 
-    def _decode(self, message: Message) -> Command | None:
+    def _commit(self, consumer: Consumer, ends: dict[int, int]) -> set[int]:
+        """Partitions whose position could not be moved: they may have a new owner, nothing of them is carried out."""
+        places = [TopicPartition(COMMANDS, partition, end) for partition, end in ends.items()]
+        deadline_s = time.monotonic() + COMMIT_PATIENCE_S
         while not self._stopping.is_set():
             try:
-                record = self._codec.decode(message.value())
-                return record if isinstance(record, Command) else None
-            except DecodeError as error:
-                self.unreadable += 1
-                log.warning("unreadable command at %s@%s: %s", message.partition(), message.offset(), error)
-                return None
-            except RetriableError as error:
-                log.warning("command waits: %s", error)
-                time.sleep(_POLL_S)
-        return None
+                done = consumer.commit(offsets=places, asynchronous=False)
+                return {p.partition for p in done or () if p.error is not None}
+            except KafkaException as error:
+                code = error.args[0]
+                log.warning("commands not taken up: %s", describe_error(code))
+                if code.code() not in _TRANSIENT or time.monotonic() > deadline_s:
+                    break
+                self._stopping.wait(_RETRY_S)
+        return set(ends)
+
+    def _take_up(self, commands: list[Received]) -> None:
+        """Tell copies from new commands; accept the new ones together, then carry out those that were in time."""
+        accepted: list[tuple[Received, Delivery]] = []
+        for received in commands:
+            try:
+                if self._is_new(received):
+                    accepted.append((received, self._carrier.accept(received)))
+            except KintsugiError as error:
+                log.error("command %s not taken up: %s", received.command.command_id, error)
+        deadline_s = time.monotonic() + ACCEPT_TIMEOUT_S
+        for received, delivery in accepted:
+            try:
+                self._begin(received, delivery, deadline_s)
+            except Exception:
+                log.exception("command %s could not be begun", received.command.command_id)
+
+    def _is_new(self, received: Received) -> bool:
+        command = received.command
+        try:
+            with self._lock:
+                self._expected.get(received.place[0], {}).pop(command.command_id, None)
+                found = self.ledger.take(command.command_id, received.place, received.timestamp_ms)
+        except KintsugiError as error:
+            self._carrier.refuse(received, str(error))
+            return False
+        if found == AGAIN:
+            return False
+        if found != NEW:
+            self._carrier.repeat(received, found)
+            return False
+        if self.ledger.newest_us > command.expires_at:
+            self._carrier.refuse(received, "expired before it arrived", expired=True)
+            return False
+        return True
+
+    def _begin(self, received: Received, delivery: Delivery, deadline_s: float) -> None:
+        while time.monotonic() < deadline_s and not self._stopping.is_set() and not delivery.known:
+            delivery.wait_known(_POLL_S)
+        try:
+            delivery.check(ACCEPT_TIMEOUT_S)
+        except NotDeliveredError as error:
+            # The acceptance may still arrive; behind it this refusal does too, so nobody waits for an outcome.
+            self._carrier.refuse(received, f"not carried out, its acceptance is not in the log: {error}")
+            return
+        if delivery.timestamp_us > received.command.expires_at:
+            self._carrier.refuse(received, "expired before it could be accepted", expired=True)
+            return
+        self._carrier.carry_out(received)
+
+    # -- what the watch sees --------------------------------------------------------------------------------------
+
+    def _seen(self, received: Received, first: bool) -> None:
+        command = received.command
+        if not self._carrier.holds(command.workflow_id):
+            return
+        if isinstance(command, PauseWorkflow | ResumeWorkflow):
+            self._handed.append(received)
+            return
+        with self._lock:
+            if not first or self.ledger.taken(command.command_id):
+                return
+            partition, offset = received.place
+            if partition in self._mine and offset >= self._starts.get(partition, 0):
+                self._expected.setdefault(partition, {})[command.command_id] = received
+                return
+        self._carrier.given_away(received)
+
+    def _gone(self, partitions: set[int]) -> None:
+        with self._lock:
+            self._mine -= partitions
+            away = [r for p in partitions for r in self._expected.pop(p, {}).values()]
+            for partition in partitions:
+                self._waiting.pop(partition, None)
+                self._starts.pop(partition, None)
+        self._give_away(away)
+
+    def _give_away(self, commands: list[Received]) -> None:
+        for received in commands:
+            if not self.ledger.taken(received.command.command_id):
+                self._carrier.given_away(received)
+
+    # -- partitions -----------------------------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        try:
-            starts = []
-            oldest_ms = int((time.time() - COMMAND_EXPIRY_MAX_S) * 1000)
-            asked = [TopicPartition(COMMANDS, p.partition, oldest_ms) for p in partitions]
-            recent = {p.partition: p.offset for p in consumer.offsets_for_times(asked, timeout=_LOOKUP_S)}
-            for place in consumer.committed(partitions, timeout=_LOOKUP_S):
-                low, high = consumer.get_watermark_offsets(place, timeout=_LOOKUP_S)
-                first = recent.get(place.partition, -1)
-                first = high if first < 0 else max(low, first)
-                start = min(max(place.offset, low), high) if place.offset >= 0 else first
-                self._read_back(place.partition, first, start)
-                starts.append(TopicPartition(COMMANDS, place.partition, start))
-            self._mine.update(place.partition for place in starts)
-            consumer.incremental_assign(starts)
-            self._ready.set()
-        except KafkaException as error:
-            # Without the ledger nothing may be carried out; the group gives the partitions again.
-            log.error("commands not assigned: %s", error.args[0].str())
-            consumer.incremental_assign([])
-            consumer.unsubscribe()
-            consumer.subscribe(
-                [COMMANDS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-            )
-
-    def _read_back(self, partition: int, first: int, end: int) -> None:
-        """Remember the ids of commands received before; those of other processes took their workflows from here."""
-        if first >= end:
-            return
-        reader = Consumer({**self._without_group(), "group.id": "kintsugi-ledger-unused"})
-        try:
-            reader.assign([TopicPartition(COMMANDS, partition, first)])
-            deadline = time.monotonic() + _READ_BACK_S
-            offset = first
-            while offset < end and time.monotonic() < deadline:
-                message = reader.poll(_POLL_S)
-                if message is None or message.error() is not None:
-                    continue
-                offset = (message.offset() or 0) + 1
-                command = self._decode(message) if offset <= end else None
-                if command is not None:
-                    with self._lock:
-                        known = command.command_id in self._ledger
-                    if not known:
-                        self.settle(command.command_id, "unknown")
-                        self._give_away(message)
-        finally:
-            reader.close()
-
-    def _without_group(self) -> dict[str, Any]:
-        own = ("group.", "session.", "heartbeat.", "partition.")
-        return {name: value for name, value in self._config.items() if not name.startswith(own)}
+        places = [TopicPartition(COMMANDS, p.partition, OFFSET_BEGINNING) for p in partitions]
+        consumer.incremental_assign(places)
+        if places:
+            consumer.pause(places)
+        with self._lock:
+            self._mine |= {p.partition for p in partitions}
+            self._waiting.update(dict.fromkeys((p.partition for p in partitions), 0.0))
+        self._assigned = True
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._mine.difference_update(p.partition for p in partitions)
-        consumer.incremental_unassign(partitions)
+        self._gone({p.partition for p in partitions})
+
+    def _prepare(self, consumer: Consumer) -> None:
+        """Read a partition from the group's position on, when all ids before it are known."""
+        now_s = time.monotonic()
+        for partition in [p for p, due_s in self._waiting.items() if due_s <= now_s]:
+            try:
+                start = self._start_of(consumer, partition)
+                if start is None:
+                    self._waiting[partition] = now_s + _POLL_S / 2
+                    continue
+                consumer.seek(TopicPartition(COMMANDS, partition, start))
+                consumer.resume([TopicPartition(COMMANDS, partition)])
+                del self._waiting[partition]
+                self._begin_at(partition, start)
+            except KafkaException as error:
+                log.warning("commands of partition %s wait: %s", partition, describe_error(error.args[0]))
+                self._waiting[partition] = time.monotonic() + _RETRY_S
+        if self._assigned and not self._waiting:
+            self._ready.set()
+
+    def _begin_at(self, partition: int, start: int) -> None:
+        """What stands before the position was another process's."""
+        with self._lock:
+            self._starts[partition] = start
+            expected = self._expected.get(partition, {})
+            away = [r for r in expected.values() if r.place[1] < start]
+            for received in away:
+                del expected[received.command.command_id]
+        self._give_away(away)
+
+    def _start_of(self, consumer: Consumer, partition: int) -> int | None:
+        first = self._watch.first(partition)
+        if first is None:
+            return None
+        place = consumer.committed([TopicPartition(COMMANDS, partition)], LOOKUP_S)[0]
+        if place.error is not None:
+            raise KafkaException(place.error)
+        low, high = consumer.get_watermark_offsets(place, LOOKUP_S, cached=False)
+        # A group that is new takes up what may still be valid.
+        start = min(max(place.offset if place.offset >= 0 else first, low), high)
+        return start if self._watch.reached(partition, start) else None

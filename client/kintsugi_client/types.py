@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._schemas.admission import STEPS_MAX
+from ._schemas.canonical import CODECS
 from ._schemas.errors import ConfigError
 from ._schemas.records import COMMAND_TYPES, Command
 from ._schemas.records.events import StepSpec
-from .workflow import Run, StepContext, Workflow
+from .checkpoints import CRITICAL_STEPS_DEFAULT
+from .run import Run
+from .step import StepContext
+from .texts import STEP_ID_MAX, clean
+from .workflow import Workflow
 
 if TYPE_CHECKING:
     from .client import Client
 
 StepFunction = Callable[[StepContext], Any]
 #: A handler is given the command and the workflow (None when it is not in this process); what it raises is "failed".
-CommandHandler = Callable[[Command, Workflow | None], None]
+CommandHandler = Callable[[Command, Workflow | None], Any]
 
 CHECKPOINT_TYPES = ("step_start", "step_complete")
+_NAME_MAX = 255
+_VERSION_MAX = 50
+#: What the engine's records can hold.
+_TIMEOUT_MS_MAX = 2**53
 
 
 class WorkflowType:
-    """Steps in declared order; dependencies decide the order in which they run."""
+    """Steps in declared order; a step may only depend on steps declared before it, so that order satisfies all."""
 
     def __init__(
         self,
@@ -34,25 +44,52 @@ class WorkflowType:
         steps: Sequence[StepSpec] = (),
         timeout_ms: int | None = None,
         checkpoint_types: Sequence[str] = CHECKPOINT_TYPES,
+        critical_steps: Collection[str] = CRITICAL_STEPS_DEFAULT,
         codec: str = "gzip",
     ) -> None:
+        _check_text("workflow type", name, _NAME_MAX)
+        _check_text(f"workflow type {name!r}: version", version, _VERSION_MAX)
+        _check_timeout(f"workflow type {name!r}: timeout_ms", timeout_ms)
+        if codec not in CODECS:
+            raise ConfigError(f"workflow type {name!r}: codec {codec!r} is none of {', '.join(CODECS)}")
+        unknown = [t for t in checkpoint_types if t not in CHECKPOINT_TYPES]
+        if unknown:
+            allowed = ", ".join(CHECKPOINT_TYPES)
+            raise ConfigError(f"workflow type {name!r}: checkpoint type {unknown[0]!r} is none of {allowed}")
         self.name = name
         self.version = version
         self.timeout_ms = timeout_ms
         self.checkpoint_types = frozenset(checkpoint_types)
         self.codec = codec
-        self._client = client
-        self._specs: dict[str, StepSpec] = {s.step_id: s for s in steps}
         self.functions: dict[str, StepFunction] = {}
         self.handlers: dict[str, CommandHandler] = {}
+        self._client = client
+        self._critical_steps = frozenset(critical_steps)
+        self._specs: dict[str, StepSpec] = {}
+        for spec in steps:
+            self._declare(spec)
 
     def specs(self) -> tuple[StepSpec, ...]:
-        """The step graph, in declared order."""
+        """The step graph, in declared order. ConfigError when it names a step that was never declared."""
+        for spec in self._specs.values():
+            for what, other in (("alternative", spec.alternative), ("compensation", spec.compensation)):
+                if other is not None and other not in self._specs:
+                    raise ConfigError(f"step {spec.step_id!r}: {what} {other!r} is not declared")
         return tuple(self._specs.values())
 
     def spec(self, step_id: str) -> StepSpec | None:
         """One step's declaration."""
         return self._specs.get(step_id)
+
+    def is_critical(self, step_id: str) -> bool:
+        """Whether the step's completion makes a critical point."""
+        spec = self._specs.get(step_id)
+        return step_id in self._critical_steps or (spec is not None and spec.critical)
+
+    def check_step(self, step_id: str, timeout_ms: int | None) -> None:
+        """ConfigError for a step that no reader would accept. Steps that were not declared are allowed."""
+        _check_text("step id", step_id, STEP_ID_MAX)
+        _check_timeout(f"step {step_id!r}: timeout_ms", timeout_ms)
 
     def step(
         self,
@@ -66,31 +103,47 @@ class WorkflowType:
         alternative: str | None = None,
     ) -> Callable[[StepFunction], StepFunction]:
         """Declare a step; its function takes a StepContext and may be a coroutine function."""
-        if step_id in self._specs:
-            raise ConfigError(f"step {step_id!r} is declared twice")
-        unknown = [d for d in depends_on if d not in self._specs]
-        if unknown:
-            raise ConfigError(f"step {step_id!r} depends on {unknown[0]!r}, which is not declared before it")
+        if isinstance(depends_on, str):
+            raise ConfigError(f"step {step_id!r}: depends_on is a list of steps, not the text {depends_on!r}")
+        spec = StepSpec(
+            step_id=step_id,
+            depends_on=tuple(depends_on),
+            alternative=alternative,
+            timeout_ms=timeout_ms,
+            heartbeat_timeout_ms=heartbeat_timeout_ms,
+            critical=critical,
+            idempotent=idempotent,
+        )
+        self._check(spec)
 
         def register(function: StepFunction) -> StepFunction:
-            self._specs[step_id] = StepSpec(
-                step_id=step_id,
-                depends_on=tuple(depends_on),
-                alternative=alternative,
-                timeout_ms=timeout_ms,
-                heartbeat_timeout_ms=heartbeat_timeout_ms,
-                critical=critical,
-                idempotent=idempotent,
-            )
+            self._declare(spec)
             self.functions[step_id] = function
             return function
 
         return register
 
+    def _declare(self, spec: StepSpec) -> None:
+        self._check(spec)
+        self._specs[spec.step_id] = spec
+
+    def _check(self, spec: StepSpec) -> None:
+        self.check_step(spec.step_id, spec.timeout_ms)
+        _check_timeout(f"step {spec.step_id!r}: heartbeat_timeout_ms", spec.heartbeat_timeout_ms)
+        if spec.step_id in self._specs:
+            raise ConfigError(f"step {spec.step_id!r} is declared twice")
+        unknown = [d for d in spec.depends_on if d not in self._specs]
+        if unknown:
+            raise ConfigError(f"step {spec.step_id!r} depends on {unknown[0]!r}, which is not declared before it")
+        if len(self._specs) >= STEPS_MAX:
+            raise ConfigError(f"workflow type {self.name!r}: more than {STEPS_MAX} steps")
+
     def on(self, command: str) -> Callable[[CommandHandler], CommandHandler]:
         """Register a handler for a command of this workflow type, instead of what the client does by itself."""
         if command not in COMMAND_TYPES:
             raise ConfigError(f"no command {command!r}; one of {', '.join(COMMAND_TYPES)}")
+        if command in self.handlers:
+            raise ConfigError(f"workflow type {self.name!r}: two handlers for {command}")
 
         def register(handler: CommandHandler) -> CommandHandler:
             self.handlers[command] = handler
@@ -99,27 +152,47 @@ class WorkflowType:
         return register
 
     def begin(self, data: dict[str, Any] | None = None, *, workflow_id: str | None = None) -> Workflow:
-        """Start a workflow whose steps the service runs itself, with `workflow.step(...)`."""
-        workflow = self._client.adopt(self, data or {}, workflow_id)
-        workflow.announce(Run(), data or {})
-        return workflow
+        """Start a workflow whose steps the service runs itself, with `workflow.step(...)`.
+
+        StateError when `data` is no JSON object, BufferFullError when Kafka is away and the buffer has no room.
+        """
+        return self._client.begin(self, data, workflow_id)
 
     def start(self, data: dict[str, Any] | None = None, *, workflow_id: str | None = None) -> Workflow:
-        """Start a workflow whose declared step functions the client runs, in a pool of threads."""
+        """Start a workflow whose declared step functions the client runs, in a pool of threads. Raises as `begin`."""
         if not self.functions:
             raise ConfigError(f"workflow type {self.name!r} declares no step function")
-        workflow = self._client.adopt(self, data or {}, workflow_id)
-        self._client.submit(workflow, Run(), announce=data or {})
-        return workflow
+        return self._client.begin(self, data, workflow_id, run_steps=True)
 
     def carry_out(self, workflow: Workflow, run: Run) -> None:
         """Run every declared step that is not completed, in order, in this thread."""
-        for step_id in self.functions:
-            if step_id in workflow.completed:
+        for step_id, function in list(self.functions.items()):
+            if step_id in run.completed:
                 continue
             with StepContext(workflow, step_id, run) as context:
-                result = self.functions[step_id](context)
-                if inspect.iscoroutine(result):
-                    asyncio.run(result)
-                context.check()
+                wait_for(function(context))
         workflow.complete(run=run)
+
+
+def wait_for(result: Any) -> None:
+    """Run what a coroutine function returned to its end, in this thread."""
+    if inspect.isawaitable(result):
+        asyncio.run(_await(result))
+
+
+async def _await(result: Awaitable[Any]) -> None:
+    await result
+
+
+def _check_text(what: str, text: str, limit: int) -> None:
+    if not isinstance(text, str) or not text or len(text) > limit or clean(text, limit) != text:
+        raise ConfigError(
+            f"{what}: {text!r:.80} must be text of 1 to {limit} characters, without U+0000 and surrogates"
+        )
+
+
+def _check_timeout(what: str, timeout_ms: int | None) -> None:
+    if timeout_ms is None:
+        return
+    if not isinstance(timeout_ms, int) or isinstance(timeout_ms, bool) or not 1 <= timeout_ms <= _TIMEOUT_MS_MAX:
+        raise ConfigError(f"{what}: {timeout_ms!r} must be a whole number of milliseconds, above 0")

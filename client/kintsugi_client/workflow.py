@@ -1,25 +1,19 @@
-"""A workflow in this process: its state, and the events that tell of it."""
+"""A workflow in this process: its runs, and the events that tell of them."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._schemas.errors import StateError
+from ._schemas.errors import KintsugiError
 from ._schemas.records import Record
 from ._schemas.records.events import (
     CheckpointCreated,
-    ResourceUsageReported,
     StatePersisted,
     StateRestored,
-    StepCompleted,
-    StepProgressed,
-    StepStarted,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowErrorOccurred,
@@ -27,69 +21,64 @@ from ._schemas.records.events import (
     WorkflowResumed,
     WorkflowStarted,
 )
-from .checkpoints import Chain, json_text, new_id, next_link, now_us, store, store_evidence, type_of
-from .errors import BufferFullError, NotDeliveredError, PausedError, SupersededError
+from .checkpoints import Chain, new_id, next_link, now_us, store, store_evidence, type_of
+from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, SupersededError
 from .outbox import Delivery
+from .run import Pause, Run, Standing
+from .step import StepContext
+from .texts import CODE_MAX, CONTEXT_MAX, MESSAGE_MAX, RESULT_MAX, STACK_MAX, STEP_ID_MAX, clean, describe, json_text
 
 if TYPE_CHECKING:
     from .client import Client
     from .types import WorkflowType
 
-#: How long a manual checkpoint waits for the broker before it tells the caller the truth.
-CHECKPOINT_TIMEOUT_S = 10.0
-_MESSAGE_MAX = 10_000
-_STACK_MAX = 100_000
-_CODE_MAX = 100
-
-#: A run's way through the client's threads; abandoned: replaced while it still holds its thread.
-IDLE, QUEUED, WORKING, ABANDONED, ENDED = range(5)
+ENDED = frozenset({"completed", "cancelled"})
 
 log = logging.getLogger("kintsugi_client")
 R = TypeVar("R", bound=Record)
 
 
-class Run:
-    """One pass through a workflow's steps; a command replaces it by a new one."""
-
-    __slots__ = ("command_id", "state", "step_timeout_ms", "stop", "superseded", "trace")
-
-    def __init__(self, command_id: str | None = None, trace: str | None = None) -> None:
-        self.command_id = command_id
-        self.trace = trace
-        self.state = IDLE
-        self.superseded = threading.Event()
-        self.stop: str | None = None
-        self.step_timeout_ms: dict[str, int] = {}
-
-
 class Workflow:
-    """State and identity of one workflow. `data` is the service's own part of the state: JSON data only."""
+    """Identity and present run of one workflow. `data` is the service's own part of the state: JSON data only."""
 
-    def __init__(self, kind: WorkflowType, client: Client, workflow_id: str, data: dict[str, Any]) -> None:
+    def __init__(self, kind: WorkflowType, client: Client, workflow_id: str, run: Run) -> None:
         self.kind = kind
         self.workflow_id = workflow_id
-        self.data = data
-        self.completed: list[str] = []
-        self.metadata: dict[str, Any] = {}
         self.status = "running"
+        self.run = run
         self.chain = Chain()
-        self.partition = -1
-        self.run: Run | None = None
+        #: Whether it has a state: it was started here, or restored.
+        self.stands = False
+        self._own_run = run
         self._client = client
         self._lock = threading.RLock()
         self._started: Delivery | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether a thread of the client runs this workflow's steps, or is about to."""
-        return self.run is not None and self.run.state in (QUEUED, WORKING)
+    def data(self) -> dict[str, Any]:
+        """The service's part of the state, as the present run has it."""
+        return self.run.data
+
+    @property
+    def completed(self) -> list[str]:
+        """Steps that have completed in the present run, or before its checkpoint."""
+        return self.run.completed
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Where the state came from: restored_from, restored_at, restore_count."""
+        return self.run.metadata
+
+    def known_partition(self) -> int:
+        """Partition of this workflow's events; -1 while Kafka has not confirmed its start."""
+        return -1 if self._started is None else self._started.partition
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def emit(self, kind: type[R], run: Run | None = None, **fields: Any) -> Delivery:
+    def emit(self, kind: type[R], run: Run, **fields: Any) -> Delivery:
         """Write one event. SupersededError when `run` is no longer this workflow's."""
         with self._lock:
-            if run is not None and (run.superseded.is_set() or run is not self.run):
+            if run.superseded.is_set() or run is not self.run:
                 raise SupersededError("a command has replaced this run")
             record = kind(
                 event_id=new_id(),
@@ -99,9 +88,9 @@ class Workflow:
                 producer=self._client.producer_name,
                 **fields,
             )
-            return self._client.outbox.send(record, parent=run.trace if run else None)
+            return self._client.outbox.send(record, parent=run.trace)
 
-    def tell(self, kind: type[R], run: Run | None = None, **fields: Any) -> Delivery | None:
+    def tell(self, kind: type[R], run: Run, **fields: Any) -> Delivery | None:
         """As `emit`, for events whose loss must not stop the step: a full buffer is counted and logged."""
         try:
             return self.emit(kind, run, **fields)
@@ -109,27 +98,20 @@ class Workflow:
             log.warning("%s of %s: %s", kind.__name__, self.workflow_id, error)
             return None
 
-    def announce(self, run: Run, input_data: Any) -> None:
-        """WorkflowStarted, with the step graph."""
-        self.run = run
-        self._started = self.tell(
+    def announce(self, input_text: str) -> None:
+        """WorkflowStarted, with the step graph. A workflow that cannot be announced is not begun."""
+        self._started = self.emit(
             WorkflowStarted,
-            run,
+            self.run,
             workflow_version=self.kind.version,
             steps=self.kind.specs(),
             timeout_ms=self.kind.timeout_ms,
-            input=json_text(input_data),
+            input=input_text,
         )
-
-    def known_partition(self) -> int:
-        """Partition of this workflow's events and commands; -1 while no event is confirmed."""
-        if self.partition < 0 and self._started is not None:
-            self.partition = self._started.partition
-        return self.partition
 
     # -- state ----------------------------------------------------------------------------------------------------
 
-    def document(self, step_id: str) -> dict[str, Any]:
+    def document(self, step_id: str, run: Run) -> dict[str, Any]:
         """The state as a checkpoint keeps it: enough for another process to go on."""
         return {
             "workflow_id": self.workflow_id,
@@ -137,29 +119,27 @@ class Workflow:
             "version": self.kind.version,
             "step_id": step_id,
             "status": self.status,
-            "completed_steps": list(self.completed),
-            "data": self.data,
-            "metadata": self.metadata,
+            "completed_steps": list(run.completed),
+            "data": run.data,
+            "metadata": run.metadata,
         }
 
     def checkpoint(
         self, step_id: str, moment: str = "manual", *, run: Run | None = None, evidence: bool = False
     ) -> tuple[str, Delivery]:
         """Write a checkpoint; returns its id and its delivery. StateError when the state is no valid data."""
+        run = run or self._own_run
         with self._lock:
-            document = self.document(step_id)
-            kept = (
-                store_evidence(document, codec=self.kind.codec) if evidence else store(document, codec=self.kind.codec)
-            )
+            keep = store_evidence if evidence else store
+            kept = keep(self.document(step_id, run), codec=self.kind.codec)
             link = next_link(self.chain, kept.digest)
             checkpoint_id = new_id()
-            spec = self.kind.spec(step_id)
             delivery = self.emit(
                 CheckpointCreated,
                 run,
                 checkpoint_id=checkpoint_id,
                 step_id=step_id,
-                checkpoint_type=type_of(step_id, moment, critical=bool(spec and spec.critical)),
+                checkpoint_type=type_of(moment, critical=self.kind.is_critical(step_id)),
                 sequence=link.sequence,
                 state_version=self.kind.version,
                 parent_digest=self.chain.digest,
@@ -171,96 +151,174 @@ class Workflow:
             self.chain = link
             return checkpoint_id, delivery
 
-    def persist(self, step_id: str) -> Delivery:
+    def persist(self, step_id: str, *, run: Run | None = None) -> Delivery:
         """Record a version of the state that is no checkpoint."""
+        run = run or self._own_run
         with self._lock:
-            kept = store(self.document(step_id), codec=self.kind.codec)
-            number = int(self.metadata.get("persisted", 0)) + 1
-            self.metadata["persisted"] = number
-            return self.emit(
-                StatePersisted,
-                self.run,
-                step_id=step_id,
-                version=str(number),
+            number = int(run.metadata.get("persisted", 0)) + 1
+            metadata, run.metadata = run.metadata, {**run.metadata, "persisted": number}
+            try:
+                return self.emit(
+                    StatePersisted,
+                    run,
+                    step_id=step_id,
+                    version=str(number),
+                    state_version=self.kind.version,
+                    status=self.status,
+                    **store(self.document(step_id, run), codec=self.kind.codec).fields(),
+                )
+            except BaseException:
+                run.metadata = metadata
+                raise
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    def replace_run(self, run: Run) -> None:
+        """Make `run` the workflow's present one; nothing of the one before is recorded from now on.
+
+        KintsugiError when the workflow has ended.
+        """
+        with self._lock:
+            if self.status in ENDED:
+                raise KintsugiError(f"the workflow is {self.status}")
+            self.let_go()
+            before, self.run = self.run, run
+            run.data, run.completed, run.metadata = before.data, before.completed, before.metadata
+            self.status = "running"
+
+    def hand_over(self, workflow: Workflow) -> None:
+        """Give identity and state to another object; nothing of this one is recorded from now on."""
+        with self._lock:
+            if self.status in ENDED:
+                raise KintsugiError(f"the workflow is {self.status}")
+            if self.run is not workflow.run:
+                self.let_go()
+                run = workflow.run
+                run.data, run.completed, run.metadata = self.run.data, self.run.completed, self.run.metadata
+            workflow.chain, workflow.stands, workflow._started = self.chain, self.stands, self._started
+            self.run = Run()
+
+    def let_go(self) -> None:
+        """End the present run's right to record: a command has replaced it, here or in another process."""
+        with self._lock:
+            self.run.superseded.set()
+            if self.run.stop is not None:
+                self.run.stop.order.settle("failed", "another command took over before the workflow was paused")
+
+    def stand(self, run: Run, standing: Standing) -> None:
+        """Let the run begin where it should; a restored checkpoint is told to the log."""
+        with self._lock:
+            self.stands = True
+            restores = max(_restores(run.metadata), _restores(standing.metadata))
+            run.data, run.completed, run.metadata = standing.data, standing.completed, dict(standing.metadata)
+            chain = standing.chain
+            if chain is not None and chain.sequence >= self.chain.sequence:
+                self.chain = chain
+            if standing.checkpoint_id is None:
+                return
+            restored: dict[str, Any] = {"restored_at": now_us(), "restore_count": restores + 1}
+            run.metadata.update(restored, restored_from=standing.checkpoint_id)
+            self.tell(
+                StateRestored,
+                run,
+                checkpoint_id=standing.checkpoint_id,
+                step_id=standing.step_id,
+                command_id=run.command_id,
                 state_version=self.kind.version,
                 status=self.status,
-                **kept.fields(),
+                **restored,
+                **store(self.document(standing.step_id, run), codec=self.kind.codec).fields(),
             )
 
-    def adopt(self, document: Mapping[str, Any], chain: Chain, checkpoint_id: str) -> None:
-        """Take a verified state: data, completed steps, and where it came from."""
+    def enter(self, run: Run) -> None:
+        """A step begins; raises as `boundary` does."""
         with self._lock:
-            self.data = dict(document.get("data") or {})
-            self.completed = [str(s) for s in document.get("completed_steps") or []]
-            before = dict(document.get("metadata") or {})
-            count = max(int(before.get("restore_count", 0)), int(self.metadata.get("restore_count", 0))) + 1
-            self.metadata = {
-                **before,
-                "restored_from": checkpoint_id,
-                "restored_at": now_us(),
-                "restore_count": count,
-            }
-            self.status = "running"
-            if chain.sequence >= self.chain.sequence:
-                self.chain = chain
+            self.boundary(run)
+            run.open_steps += 1
 
-    def tell_restored(self, run: Run, step_id: str) -> None:
-        """StateRestored, with the state that was restored."""
-        kept = store(self.document(step_id), codec=self.kind.codec)
-        self.tell(
-            StateRestored,
-            run,
-            checkpoint_id=self.metadata["restored_from"],
-            step_id=step_id,
-            command_id=run.command_id,
-            state_version=self.kind.version,
-            status=self.status,
-            restored_at=self.metadata["restored_at"],
-            restore_count=self.metadata["restore_count"],
-            **kept.fields(),
-        )
-
-    def reset(self, data: dict[str, Any]) -> None:
-        """Clean state, for a complete restart. The chain of checkpoints goes on."""
+    def leave(self, run: Run) -> None:
+        """A step has ended."""
         with self._lock:
-            self.data, self.completed, self.metadata, self.status = data, [], {}, "running"
+            run.open_steps -= 1
 
-    # -- life -----------------------------------------------------------------------------------------------------
-
-    def replace_run(self, run: Run) -> Run | None:
-        """Make `run` the workflow's; returns the one before, which may still be at work."""
+    def boundary(self, run: Run) -> None:
+        """Between two steps: raises when the run ends here. A pause that was asked for comes about now."""
         with self._lock:
-            before, self.run = self.run, run
-            if before is None or before is run:
-                return None
-            before.superseded.set()
-            return before
+            if self._client.closing:
+                raise ClosedError("the client is closing: no step begins")
+            if run.superseded.is_set() or run is not self.run:
+                raise SupersededError("a command has replaced this run")
+            if run.stop is None:
+                return
+            self._come_to_rest(run, run.stop)
+            raise PausedError(run.stop.reason)
 
     def step(self, step_id: str, *, timeout_ms: int | None = None) -> StepContext:
         """A step of a service with its own control flow: `with workflow.step("build") as ctx:` (or `async with`)."""
-        return StepContext(self, step_id, self._own_run(), timeout_ms=timeout_ms)
+        self.kind.check_step(step_id, timeout_ms)
+        return StepContext(self, step_id, self._own_run, timeout_ms=timeout_ms)
+
+    # -- life -----------------------------------------------------------------------------------------------------
 
     def complete(self, result: Any = None, *, run: Run | None = None) -> None:
-        """The workflow reached its end. SupersededError when `run` is no longer this workflow's: another goes on."""
-        self.tell(WorkflowCompleted, run or self._own_run(), result=json_text(result))
-        self.status = "completed"
-        self._client.held.end(self.workflow_id)
+        """The workflow reached its end."""
+        run = run or self._own_run
+        with self._lock:
+            if self.status == "completed":
+                return
+            self.tell(WorkflowCompleted, run, result=json_text(result, RESULT_MAX))
+            self.status = "completed"
+            if run.stop is not None:
+                run.stop.order.settle("failed", "the workflow completed before it was paused")
+        self._client.work.end(self)
 
-    def cancelled(self, run: Run, reason: str, actor: str) -> None:
-        """The workflow was cancelled by a command."""
-        self.status = "cancelled"
-        self.tell(WorkflowCancelled, run, reason=reason, actor=actor, command_id=run.command_id)
-        self._client.held.end(self.workflow_id)
+    def cancel(self, reason: str, actor: str = "service", *, order: Run | None = None) -> None:
+        """Stop for good, now: what a running step still does is not recorded."""
+        order = order or Run()
+        with self._lock:
+            self.replace_run(order)
+            said = {"reason": clean(reason, MESSAGE_MAX), "actor": clean(actor, CODE_MAX)}
+            self.tell(WorkflowCancelled, order, command_id=order.command_id, **said)
+            self.status = "cancelled"
+            order.superseded.set()
+        self._client.work.end(self)
 
-    def paused(self, run: Run, reason: str, actor: str) -> None:
-        """The workflow stands still."""
+    def pause(self, reason: str, actor: str = "service", *, order: Run | None = None) -> None:
+        """Pause at the next step boundary; now, when no step is at work."""
+        order = order or Run()
+        with self._lock:
+            if self.status in ENDED or self.status == "paused":
+                raise KintsugiError(f"the workflow is {self.status}")
+            if self.run.stop is not None:
+                raise KintsugiError("the workflow is about to be paused")
+            self.run.stop = Pause(order, clean(reason, MESSAGE_MAX), clean(actor, CODE_MAX))
+            if not self.run.open_steps and self.run.phase not in ("queued", "running"):
+                self._come_to_rest(self.run, self.run.stop)
+
+    def resume(self, reason: str, actor: str = "service", *, run: Run | None = None) -> bool:
+        """Go on with a new run. False when a pause had not come about yet: then the old run simply goes on."""
+        run = run or Run()
+        with self._lock:
+            before, stop = self.run, self.run.stop
+            if stop is None:
+                raise KintsugiError("the workflow is not paused")
+            if not stop.done:
+                before.stop = None
+                stop.order.settle("failed", "resumed before the workflow was paused")
+                return False
+            self.replace_run(run)
+            self._own_run = run
+            said = {"reason": clean(reason, MESSAGE_MAX), "actor": clean(actor, CODE_MAX)}
+            self.tell(WorkflowResumed, run, command_id=run.command_id, **said)
+            return True
+
+    def _come_to_rest(self, run: Run, stop: Pause) -> None:
+        if stop.done:
+            return
+        stop.done = True
+        self.tell(WorkflowPaused, run, reason=stop.reason, actor=stop.actor, command_id=stop.order.command_id)
         self.status = "paused"
-        self.tell(WorkflowPaused, run, reason=reason, actor=actor, command_id=run.command_id)
-
-    def resumed(self, run: Run, reason: str, actor: str) -> None:
-        """The workflow goes on."""
-        self.status = "running"
-        self.tell(WorkflowResumed, run, reason=reason, actor=actor, command_id=run.command_id)
+        stop.order.settle("succeeded")
 
     def report_error(
         self,
@@ -272,180 +330,63 @@ class Workflow:
         context: Mapping[str, Any] | None = None,
         run: Run | None = None,
         step_run_id: str | None = None,
+        evidence: bool = True,
     ) -> str:
-        """Report an error, with the state as evidence; returns its id. Never raises for what the evidence contains."""
-        evidence_id: str | None = None
-        try:
-            evidence_id = self.checkpoint(step_id, "error_recovery", run=run, evidence=True)[0]
-        except SupersededError:
-            raise
-        except Exception as failure:
-            log.warning("no evidence for an error of %s: %s", self.workflow_id, failure)
-        given = code or getattr(error, "code", None)
-        named = given if isinstance(given, str) and given else type(error).__name__ if error else "Error"
+        """Report an error, with the state as evidence; returns its id. Never raises for what it is given.
+
+        SupersededError and ClosedError say that nothing of this run is recorded any more.
+        """
+        run = run or self._own_run
+        evidence_id = self._evidence(step_id, run) if evidence else None
         error_id = new_id()
         self.tell(
             WorkflowErrorOccurred,
             run,
             error_id=error_id,
-            step_id=step_id,
+            step_id=describe(step_id, STEP_ID_MAX),
             step_run_id=step_run_id,
-            command_id=run.command_id if run else None,
-            error_code=_clean(named)[:_CODE_MAX],
-            error_message=_clean(message if message is not None else str(error))[:_MESSAGE_MAX],
-            stack_trace=None if error is None else _clean("".join(traceback.format_exception(error)))[-_STACK_MAX:],
-            context=json_text(dict(context)) if context else None,
+            command_id=run.command_id,
+            error_code=_code_of(error, code),
+            error_message=describe("" if error is None else error) if message is None else describe(message),
+            stack_trace=_stack_of(error),
+            context=json_text(context, CONTEXT_MAX) if context else None,
             checkpoint_id=evidence_id,
             detected_by="service",
         )
+        run.reported = True
         return error_id
 
-    def _own_run(self) -> Run:
-        if self.run is None:
-            self.run = Run()
-        return self.run
-
-
-def _clean(text: str) -> str:
-    """Text that Avro can carry: lone surrogates become replacement characters."""
-    return text.encode("utf-8", "replace").decode()
-
-
-class StepContext:
-    """A run of a step: a context manager, sync and async. What the step's function is given."""
-
-    def __init__(self, workflow: Workflow, step_id: str, run: Run, *, timeout_ms: int | None = None) -> None:
-        self.workflow = workflow
-        self.step_id = step_id
-        self.run = run
-        self.run_id = new_id()
-        spec = workflow.kind.spec(step_id)
-        self._heartbeat_timeout_ms = spec.heartbeat_timeout_ms if spec else None
-        self._timeout_ms = run.step_timeout_ms.get(step_id, timeout_ms if timeout_ms is not None else None)
-        self._began = 0.0
-        self.error_context: dict[str, Any] = {}
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The service's part of the state; change it in place."""
-        return self.workflow.data
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether a command has replaced or stopped this run; a long step looks at it now and then."""
-        return self.run.superseded.is_set() or self.run.stop is not None
-
-    def check(self) -> None:
-        """Raise SupersededError or PausedError when this run should end."""
-        if self.run.superseded.is_set():
-            raise SupersededError("a command has replaced this run")
-        if self.run.stop is not None:
-            raise PausedError(self.run.stop)
-
-    def checkpoint(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
-        """Save the state now; returns when the broker has confirmed it. Tells the truth when it has not.
-
-        Raises StateError (the state is no valid data, with its path), BufferFullError, NotDeliveredError or
-        SupersededError.
-        """
-        checkpoint_id, delivery = self.workflow.checkpoint(self.step_id, "manual", run=self.run)
-        delivery.wait(timeout_s)
-        return checkpoint_id
-
-    async def checkpoint_async(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
-        """`checkpoint` for asyncio code: the event loop goes on while the broker confirms."""
-        import asyncio
-
-        return await asyncio.to_thread(self.checkpoint, timeout_s=timeout_s)
-
-    def heartbeat(self, progress: float | None = None, *, token: str | None = None, message: str | None = None) -> None:
-        """Say that the step is alive, and how far it is (0 to 1). Raises when this run should end."""
-        self.check()
-        self.workflow.tell(
-            StepProgressed,
-            self.run,
-            step_id=self.step_id,
-            step_run_id=self.run_id,
-            progress=progress,
-            progress_token=token,
-            message=message,
-        )
-
-    def report_usage(
-        self, *, memory_mb: float | None = None, cpu_percent: float | None = None, api_calls: int | None = None
-    ) -> None:
-        """Say what the step uses."""
-        self.workflow.tell(
-            ResourceUsageReported,
-            self.run,
-            step_id=self.step_id,
-            memory_mb=memory_mb,
-            cpu_percent=cpu_percent,
-            api_calls=api_calls,
-        )
-
-    def __enter__(self) -> StepContext:
-        self.check()
-        self._began = time.monotonic()
-        workflow = self.workflow
-        workflow.tell(
-            StepStarted,
-            self.run,
-            step_id=self.step_id,
-            step_run_id=self.run_id,
-            command_id=self.run.command_id,
-            timeout_ms=self._timeout_ms,
-            heartbeat_timeout_ms=self._heartbeat_timeout_ms,
-        )
-        if "step_start" in workflow.kind.checkpoint_types:
-            try:
-                self._automatic("step_start")
-            except StateError as error:
-                workflow.report_error(self.step_id, error, run=self.run, step_run_id=self.run_id)
-                raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            self._completed()
-        elif isinstance(error, Exception) and not isinstance(error, SupersededError | PausedError):
-            self.workflow.report_error(
-                self.step_id, error, context=self.error_context, run=self.run, step_run_id=self.run_id
-            )
-
-    async def __aenter__(self) -> StepContext:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
-
-    def _completed(self) -> None:
-        workflow = self.workflow
-        if self.step_id not in workflow.completed:
-            workflow.completed.append(self.step_id)
+    def _evidence(self, step_id: str, run: Run) -> str | None:
         try:
-            if "step_complete" in workflow.kind.checkpoint_types:
-                self._automatic("step_complete")
-        except SupersededError:
+            return self.checkpoint(step_id, "error_recovery", run=run, evidence=True)[0]
+        except (SupersededError, ClosedError):
             raise
-        except Exception as error:
-            # The step's result cannot be saved: that is a failure of the step, not a detail.
-            workflow.completed.remove(self.step_id)
-            workflow.report_error(self.step_id, error, run=self.run, step_run_id=self.run_id)
-            raise
-        workflow.tell(
-            StepCompleted,
-            self.run,
-            step_id=self.step_id,
-            step_run_id=self.run_id,
-            command_id=self.run.command_id,
-            duration_ms=int((time.monotonic() - self._began) * 1000),
-        )
+        except Exception as failure:
+            log.warning("no evidence for an error of %s: %s", self.workflow_id, failure)
+            return None
 
-    def _automatic(self, moment: str) -> None:
+
+def _restores(metadata: Mapping[str, Any]) -> int:
+    count = metadata.get("restore_count", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _code_of(error: BaseException | None, code: str | None) -> str:
+    """The code given, else the exception's own `code`, else its class."""
+    if code is None:
         try:
-            self.workflow.checkpoint(self.step_id, moment, run=self.run)
-        except (BufferFullError, NotDeliveredError) as error:
-            log.warning("checkpoint of %s at %s: %s", self.workflow.workflow_id, self.step_id, error)
+            code = getattr(error, "code", None)
+        except Exception:  # a property of the service's own may do anything
+            code = None
+    if not isinstance(code, str) or not code:
+        code = "Error" if error is None else type(error).__name__
+    return clean(code, CODE_MAX)
+
+
+def _stack_of(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    try:
+        return clean("".join(traceback.format_exception(error)), STACK_MAX)
+    except Exception as failure:
+        return f"<the stack trace cannot be written: {type(failure).__name__}>"

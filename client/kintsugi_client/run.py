@@ -1,0 +1,108 @@
+"""A run: one pass through a workflow's steps, with the state that belongs to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .checkpoints import Chain
+
+#: Says how a command ended: status and detail.
+Answer = Callable[[str, str | None], None]
+
+
+class Run:
+    """A command replaces a workflow's run by a new one, with a state of its own.
+
+    So a step that hangs and wakes up later can neither touch the state of its successor nor write into the log.
+    `data`, `completed` and `metadata` are the state; `command_id` and `trace` name the command that began the run.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_lock",
+        "abandoned",
+        "command_id",
+        "completed",
+        "data",
+        "metadata",
+        "open_steps",
+        "phase",
+        "recovers",
+        "reported",
+        "step_timeout_ms",
+        "stop",
+        "superseded",
+        "trace",
+    )
+
+    def __init__(self, command_id: str | None = None, trace: str | None = None, answer: Answer | None = None) -> None:
+        self.command_id = command_id
+        self.trace = trace
+        self.data: dict[str, Any] = {}
+        self.completed: list[str] = []
+        self.metadata: dict[str, Any] = {}
+        self.superseded = threading.Event()
+        self.step_timeout_ms: dict[str, int] = {}
+        #: The step whose completion answers the command; "" for the first one that completes.
+        self.recovers = ""
+        #: Steps that have begun and not ended.
+        self.open_steps = 0
+        #: Where the run stands in the queue: new, queued, running, ended. Kept by the runner.
+        self.phase = "new"
+        #: Its thread was replaced by another, because its step did not end. Kept by the runner.
+        self.abandoned = False
+        #: Whether the log has been told of the error that ended the run.
+        self.reported = False
+        #: A pause that waits for the end of the step.
+        self.stop: Pause | None = None
+        self._answer = answer
+        self._lock = threading.Lock()
+
+    def settle(self, status: str, detail: str | None = None) -> None:
+        """Answer the command of this run. The first answer counts; a run without a command has none."""
+        with self._lock:
+            answer, self._answer = self._answer, None
+        if answer is not None:
+            answer(status, detail)
+
+    def step_done(self, step_id: str) -> None:
+        """A step has completed: the command has done what it was sent for, if this is the step."""
+        if self.recovers in ("", step_id):
+            self.settle("succeeded")
+
+
+class Pause:
+    """A pause asked for: by which command, and whether it has come about."""
+
+    __slots__ = ("actor", "done", "order", "reason")
+
+    def __init__(self, order: Run, reason: str, actor: str) -> None:
+        self.order = order
+        self.reason = reason
+        self.actor = actor
+        self.done = False
+
+
+class Standing:
+    """Where a run begins: a verified checkpoint, or the workflow's input."""
+
+    __slots__ = ("chain", "checkpoint_id", "completed", "data", "metadata", "step_id")
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        *,
+        completed: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        chain: Chain | None = None,
+        checkpoint_id: str | None = None,
+        step_id: str = "",
+    ) -> None:
+        self.data = data
+        self.completed = completed or []
+        self.metadata = metadata or {}
+        self.chain = chain
+        self.checkpoint_id = checkpoint_id
+        self.step_id = step_id
