@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -45,7 +44,7 @@ class Report:
     behind: int = 0
     findings: list[Finding] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def sound(self) -> bool:
@@ -54,15 +53,18 @@ class Report:
 
     def note(self, finding: Finding) -> None:
         """Count a finding about the log, and keep it while there is room."""
-        self.counts[f"log: {finding.rule}"] += 1
+        self._count(f"log: {finding.rule}")
         if len(self.findings) < SHOWN_MAX:
             self.findings.append(finding)
 
     def drift(self, drift: Drift) -> None:
         """Count a difference in a table, and keep it while there is room."""
-        self.counts[f"table: {drift.table}"] += 1
+        self._count(f"table: {drift.table}")
         if len(self.drifts) < SHOWN_MAX:
             self.drifts.append(drift)
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
 
 
 def verify(at: Addresses, policy: Policy, progress: Progress, *, only: str | None = None) -> Report:
