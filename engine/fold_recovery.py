@@ -29,7 +29,7 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         return False
     run = _fail_run(state, record)
     kind = classify(record)
-    case = state.case_of(record.step_id)
+    case = state.case_of(record.step_id) or _case_of_command(state, record)
     if case is None:
         if len(state.cases or ()) >= CASES_MAX:
             state.transitions = (Transition("unrooted", detail=f"{CASES_MAX} errors are open already"),)
@@ -53,6 +53,16 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         return True
     state.transitions = (Transition("again", case),)
     return True
+
+
+def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred) -> Case | None:
+    """The case whose command failed before any step began: a service that cannot restore a state names no step."""
+    if record.step_id or record.command_id is None:
+        return None
+    for case in (state.cases or {}).values():
+        if case.attempt is not None and case.attempt.decision.command_id == record.command_id:
+            return case
+    return None
 
 
 def _fail_run(state: WorkflowState, record: WorkflowErrorOccurred) -> StepRun | None:
@@ -127,7 +137,11 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
         return False
     if record.command_id != attempt.decision.command_id:
         return False
-    status = "accepted" if record.duplicate else record.status
+    if record.duplicate and record.status == "unknown":
+        # It came again to a process that had not received it first. Whether that one accepted it, the log says: when
+        # it died before, this answer must not make the engine wait for an outcome that never comes.
+        return True
+    status = record.status
     if status == "failed":
         _end(state, case, attempt, "failed", record.detail or "the service refused or failed the command")
     elif status == "unknown":

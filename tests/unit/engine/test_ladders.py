@@ -257,6 +257,40 @@ def test_acknowledgement_of_an_unknown_command_changes_nothing(world: World, ser
     assert finished(world) == []
 
 
+def test_a_repeated_command_that_nobody_accepted_is_still_given_up_in_time(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    service.acknowledge(world.commands[0], "unknown", duplicate=True)
+    assert finished(world) == []
+    world.advance(15_000)
+    assert finished(world) == [(1, "unknown")]
+
+
+@pytest.mark.parametrize(("status", "expected"), [("accepted", []), ("succeeded", []), ("failed", [(1, "failed")])])
+def test_an_answer_given_again_counts_as_the_first_would_have(
+    world: World, service: Service, status: str, expected: list[tuple[int, str]]
+) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    service.acknowledge(world.commands[0], status, duplicate=True)
+    world.advance(16_000)
+    assert finished(world)[:1] == expected
+
+
+def test_a_state_that_cannot_be_restored_fails_the_repair_that_asked_for_it(world: World, service: Service) -> None:
+    service.checkpoint("generate", saved)
+    service.start("build")
+    service.fail("build", "STATE_CORRUPTION")
+    command = world.commands[0]
+    assert isinstance(command, ResumeFromCheckpoint)
+    service.acknowledge(command)
+    service.fail("", "STATE_CORRUPTION", command)
+    service.acknowledge(command, "failed", detail="does not verify")
+    assert finished(world) == [(1, "failed")]
+    assert len(service.state.cases or {}) == 1
+    assert len(world.commands) == 2
+
+
 def _fields(record: object) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}  # type: ignore[attr-defined]
 
