@@ -29,6 +29,7 @@ check: $(STAMP) ## formatting, lint, types, import rule, schemas
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/kintsugi schemas lint && $(BIN)/kintsugi schemas check --offline
 
 test: check ## everything CI runs: check, then all tests on the real stack
 	$(BIN)/pytest

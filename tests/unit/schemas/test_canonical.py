@@ -460,6 +460,11 @@ def test_bomb_is_refused_before_memory_is_spent(name: str, declared: int, bombs:
     assert reason in ("size", "codec")
 
 
+def test_window_wider_than_any_state_is_not_even_asked_for(bombs: dict[str, Path]) -> None:
+    error = refused(decompress, bombs["zstd-wide"].read_bytes(), codec="zstd", size_bytes=1000)
+    assert "requires too much memory" in str(error)
+
+
 def test_declared_size_is_not_allocated_for_little_data() -> None:
     packed = zlib.compress(b"a" * 100, wbits=31)
     tracemalloc.start()
