@@ -187,7 +187,7 @@ class Development:
         return dataclasses.replace(record, state=spoiled)
 
     def _planned(self, workflow_id: str) -> Fault | None:
-        workflow = next((w for w in self.client.workflows() if w.workflow_id == workflow_id), None)
+        workflow = self.client.workflow(workflow_id)
         if workflow is None or "index" not in workflow.data:
             return None
         return fault_of(workflow.data["index"], workflow.data["seed"])
