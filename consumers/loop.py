@@ -235,6 +235,7 @@ class Loop:
     def _start_of(self, slot: Slot) -> int:
         """Ask group, log and handler where to begin: an offset that the log holds, or the process ends."""
         log = self._lookup(slot.partition)
+        slot.look(log.low, log.high, log.committed)
         if log.committed is not None and not log.low <= log.committed <= log.high:
             raise FatalError(
                 f"{self._topic}[{slot.partition}]: the group's position {log.committed} is outside the log "
@@ -252,7 +253,7 @@ class Loop:
                 hint="rebuild what is stored from the log, or check the retention",
             )
         slot.begin(start, log.committed)
-        telemetry.LAG_RECORDS.labels(self._role, self._topic, str(slot.partition)).set(log.high - start)
+        telemetry.LAG_RECORDS.labels(self._role, self._topic, str(slot.partition)).set(slot.lag)
         return start
 
     def _lookup(self, partition: int) -> LogRange:
@@ -399,10 +400,11 @@ class Loop:
                 _, high = self._consumer.get_watermark_offsets(self._at(slot.partition), cached=True)
             except KafkaException:
                 continue
-            lag = max(0, high - slot.next_offset)
+            # Nothing is fetched while a partition waits, and the client's end of the log stands still with it.
+            slot.high = max(slot.high, high)
             labels = (self._role, self._topic, str(slot.partition))
-            telemetry.LAG_RECORDS.labels(*labels).set(lag)
-            behind_s = time.time() - slot.timestamp_ms / 1000 if lag and slot.timestamp_ms else 0.0
+            telemetry.LAG_RECORDS.labels(*labels).set(slot.lag)
+            behind_s = time.time() - slot.timestamp_ms / 1000 if slot.lag and slot.timestamp_ms else 0.0
             telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, behind_s))
 
     def _at(self, partition: int, offset: int = OFFSET_INVALID) -> TopicPartition:

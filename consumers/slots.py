@@ -19,6 +19,7 @@ class Slot:
         "delay_s",
         "dirty",
         "failures",
+        "high",
         "next_offset",
         "partition",
         "processed",
@@ -35,6 +36,8 @@ class Slot:
         self.processed = 0
         #: The group's position as far as we know; never moved back.
         self.committed = 0
+        #: End of the log, when it was last looked at.
+        self.high = 0
         self.dirty = False
         self.failures = 0
         self.delay_s = 0.0
@@ -47,6 +50,17 @@ class Slot:
         self.committed = -1 if committed is None else committed
         self.dirty = self.processed > self.committed
         self.timestamp_ms = 0
+
+    def look(self, low: int, high: int, committed: int | None) -> None:
+        """What the log and the group say, before the handler was asked where to start."""
+        self.high = high
+        if self.processed == 0:
+            self.processed = self.committed = low if committed is None else committed
+
+    @property
+    def lag(self) -> int:
+        """Records in the log that are not durably handled, also while the partition waits."""
+        return max(0, self.high - self.processed)
 
     def done(self, next_offset: int) -> None:
         """All before `next_offset` is durable."""

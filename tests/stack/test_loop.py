@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from prometheus_client import REGISTRY
 
 from consumers.clock import BrokerClock
 from consumers.deadline import Deadline
@@ -117,8 +118,14 @@ class Place:
         self.members: list[Member] = []
         self.admin = AdminClient({"bootstrap.servers": servers})
         self.admin.create_topics([NewTopic(self.topic, PARTITIONS, 1)])[self.topic].result(20)
+        # The controller has made the topic; the broker learns of it a moment later, and until then denies it.
+        wait_for("the topic", lambda: self._leaders() == PARTITIONS)
         self.producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
         self.sent: list[bytes] = []
+
+    def _leaders(self) -> int:
+        found = self.admin.list_topics(self.topic, 10).topics[self.topic].partitions.values()
+        return sum(p.leader >= 0 for p in found)
 
     def join(self, notes: Notes | None = None) -> Member:
         member = Member(self.servers, self.topic, self.group, self.extra, notes or Notes())
@@ -229,6 +236,29 @@ def test_a_fenced_partition_is_dropped_and_its_batch_not_committed(place: Place)
     # Still assigned by the group: it is taken up again, from the group's position.
     wait_for("the record", lambda: notes.values == [b"0"])
     member.stop()
+
+
+def test_lag_is_told_while_a_partition_waits(place: Place) -> None:
+    notes = Notes()
+    member = place.join(notes)
+    wait_for("all partitions", lambda: len(notes.mine) == PARTITIONS)
+    place.send(5, partition=2)
+    wait_for("the first records", lambda: len(notes.seen) == 5)
+    notes.fail[2] = [RetriableError("away") for _ in range(1_000)]
+    place.send(3, partition=2)
+    # The client fetches nothing of a paused partition; the end of the log is seen at each attempt to go on.
+    wait_for("the lag", lambda: lag(place, 2) == 3)
+    place.send(4, partition=2)
+    wait_for("the lag", lambda: lag(place, 2) == 7)
+    notes.fail.clear()
+    wait_for("no lag", lambda: lag(place, 2) == 0)
+    assert len(notes.seen) == 12
+    member.stop()
+
+
+def lag(place: Place, partition: int) -> float | None:
+    labels = {"role": "test", "topic": place.topic, "partition": str(partition)}
+    return REGISTRY.get_sample_value("kintsugi_consumer_lag_records", labels)
 
 
 def test_the_handler_says_where_to_start(place: Place) -> None:
