@@ -23,9 +23,9 @@ def record(name: str, /, *types: Any, **more: Any) -> dict[str, Any]:
     return {"type": "record", "name": name, **more, "fields": fields}
 
 
-def chain(length: int) -> dict[str, Any]:
+def chain(length: int, within: Callable[[str], Any] = str) -> dict[str, Any]:
     """R1 holds R0, R2 holds R1 and so on, side by side: deep, though the text is flat."""
-    return record("Top", record("R0", "int"), *(record(f"R{i}", f"R{i - 1}") for i in range(1, length)))
+    return record("Top", record("R0", "int"), *(record(f"R{i}", within(f"R{i - 1}")) for i in range(1, length)))
 
 
 def doubling(length: int) -> dict[str, Any]:
@@ -60,6 +60,9 @@ def doubling(length: int) -> dict[str, Any]:
         (record("A", {"type": "fixed", "name": "F", "size": -1}), "field 'f0' takes no bytes"),
         (doubling(64), "field 'f0' takes no bytes"),
         (chain(64), "nested deeper than 16"),
+        (chain(9, lambda name: {"type": "array", "items": name}), "nested deeper than 16"),
+        (chain(9, lambda name: {"type": "map", "values": name}), "nested deeper than 16"),
+        (chain(9, lambda name: ["null", name]), "nested deeper than 16"),
         ({"type": "array", "items": json.loads('{"type":"array","items":' * 40 + '"int"' + "}" * 40)}, "nested deeper"),
         (json.loads("[" * 40 + '"int"' + "]" * 40), "nested deeper than 16"),
         (record("A", "B", record("B", "int")), "refers to B, which is not defined before"),
@@ -86,7 +89,8 @@ def test_unsafe_schema_is_refused(schema: Any, reason: str) -> None:
         record("A", {"type": "array", "items": ["null"]}),
         record("A", {"type": "fixed", "name": "F", "size": 16}),
         record("A", {"type": "string", "logicalType": "uuid"}),
-        chain(10),
+        chain(14),
+        chain(7, lambda name: {"type": "array", "items": name}),
     ],
 )
 def test_safe_schema_passes(schema: Any) -> None:
