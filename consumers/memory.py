@@ -144,7 +144,7 @@ class Memory:
         elif self._armed.get(workflow_id) != due_us:
             self._armed[workflow_id] = due_us
             heapq.heappush(self._timers, (due_us, workflow_id))
-            if len(self._timers) > 4 * len(self._armed) + 1024:
+            if len(self._timers) > 2 * len(self._armed) + 1024:
                 # Each fold that moves a deadline leaves a void entry behind; they must not outnumber the real ones.
                 self._timers = [(due, key) for key, due in self._armed.items()]
                 heapq.heapify(self._timers)

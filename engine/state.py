@@ -176,7 +176,10 @@ class WorkflowState:
     def add_checkpoint(self, checkpoint_id: str, digest: str, offset: int, sequence: int, step: int) -> None:
         """Remember a verified checkpoint, forgetting the oldest beyond the bound. A repeated one is left as it is."""
         raw = uuid_bytes(checkpoint_id)
-        if any(self.checkpoints[i : i + 16] == raw for i in range(0, len(self.checkpoints), _CHECKPOINT.size)):
+        at = self.checkpoints.find(raw)
+        while at % _CHECKPOINT.size and at >= 0:  # found across the border of two entries: no entry's id
+            at = self.checkpoints.find(raw, at + 1)
+        if at >= 0:
             return
         packed = _CHECKPOINT.pack(raw, bytes.fromhex(digest), offset, max(0, sequence) & 0xFFFFFFFF, max(0, step))
         self.checkpoints = (self.checkpoints + packed)[-CHECKPOINTS_MAX * _CHECKPOINT.size :]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .catalog import shipped
 from .codec import Codec, Unknown
 from .errors import AdmissionError
-from .ids import uuid_bytes
+from .ids import check_uuid
 from .records import Record
 from .records.events import StepSpec, WorkflowStarted
 
@@ -81,11 +81,11 @@ def check(record: Record) -> None:
     if plan is None:
         plan = _plans[kind] = _plan_of(kind)
     try:
-        uuid_bytes(record.workflow_id)
+        check_uuid(record.workflow_id)
         for name in plan.uuids:
             value = getattr(record, name)
             if value is not None:
-                uuid_bytes(value)
+                check_uuid(value)
     except ValueError as error:
         raise AdmissionError("bad_id", f"{kind.__name__}: {error}") from None
     for name, width in plan.widths:
