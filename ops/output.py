@@ -17,6 +17,9 @@ OK, FAILED, USAGE, NOT_FOUND, CONFLICT, PARTIAL, MISMATCH, DENIED, TIMED_OUT = r
 TEMPORARY = 75
 INTERRUPTED = 130
 
+_ID_LENGTH = 36
+#: Columns for a reader that is no terminal: a line of a table is one line of text.
+_WIDE = 1000
 #: All but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -48,11 +51,14 @@ def show(rows: Sequence[dict[str, Any]], output: str, *, columns: Sequence[str] 
 
     names = list(columns or rows[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_text(row.get(name))) for name in names))
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "200"))
+    cells = [[_text(row.get(name)) for name in names] for row in rows]
+    for name, values in zip(names, zip(*cells, strict=True), strict=True):
+        # An id, which people copy, stays in one piece; the others share what room is left.
+        width = _ID_LENGTH if all(len(v) == _ID_LENGTH for v in values) else None
+        table.add_column(name.replace("_", " "), overflow="fold", min_width=width)
+    for row_cells in cells:
+        table.add_row(*map(Text, row_cells))
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", _WIDE))
     Console(width=width, no_color=True if os.environ.get("NO_COLOR") else None, highlight=False).print(table)
 
 
@@ -98,7 +104,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if hasattr(value, "isoformat"):
-        return str(value.isoformat(sep=" ", timespec="milliseconds"))
+        return str(value.isoformat(sep=" ", timespec="milliseconds")).replace("+00:00", "Z")
     return printable(str(value))
 
 
