@@ -195,8 +195,8 @@ class Commands:
         """Let the run begin where the command says. What is not what was saved is reported as an error of its own."""
         try:
             standing = self._standing(command, workflow, run)
-        except RestoreError as error:
-            if error.corrupt:
+        except Exception as error:
+            if isinstance(error, RestoreError) and error.corrupt:
                 step_id = command.step_id if isinstance(command, RetryStep) else ""
                 workflow.report_error(step_id, error, code="STATE_CORRUPTION", run=run, evidence=False)
             run.reported = True  # the engine hears of it by the answer to its command

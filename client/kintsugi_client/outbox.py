@@ -138,6 +138,8 @@ class Outbox:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="kintsugi-outbox", daemon=True)
         self._thread.start()
+        if ids is not None:
+            ids.start()
 
     def send(self, record: Record, *, parent: str | None = None) -> Delivery:
         """Buffer a record.

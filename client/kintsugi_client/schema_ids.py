@@ -50,6 +50,9 @@ class SchemaIds:
         self._patience_s = time.monotonic() + PATIENCE_S
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kintsugi-schemas", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask."""
         self._thread.start()
 
     def id_of(self, schema: Schema) -> int:

@@ -183,7 +183,7 @@ class Workflow:
                 raise KintsugiError(f"the workflow is {self.status}")
             self.let_go()
             before, self.run = self.run, run
-            run.data, run.completed, run.metadata = before.data, before.completed, before.metadata
+            run.data, run.completed, run.metadata = before.data, list(before.completed), dict(before.metadata)
             self.status = "running"
 
     def hand_over(self, workflow: Workflow) -> None:
@@ -194,9 +194,11 @@ class Workflow:
             if self.run is not workflow.run:
                 self.let_go()
                 run = workflow.run
-                run.data, run.completed, run.metadata = self.run.data, self.run.completed, self.run.metadata
+                before = self.run
+                run.data, run.completed, run.metadata = before.data, list(before.completed), dict(before.metadata)
+            else:  # restored twice for one command
+                self.run = Run()
             workflow.chain, workflow.stands, workflow._started = self.chain, self.stands, self._started
-            self.run = Run()
 
     def let_go(self) -> None:
         """End the present run's right to record: a command has replaced it, here or in another process."""

@@ -1,0 +1,799 @@
+"""What each command does to a workflow, and how it is answered. The log is a dictionary here; Kafka is in the stack's
+tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kintsugi_client import (
+    ConfigError,
+    KintsugiError,
+    PausedError,
+    RestoreError,
+    StepContext,
+    SupersededError,
+    Workflow,
+    WorkflowType,
+)
+from kintsugi_client._schemas.errors import RetriableError
+from kintsugi_client._schemas.records import Command, Record
+from kintsugi_client._schemas.records.commands import (
+    CancelWorkflow,
+    CompensateStep,
+    PauseWorkflow,
+    RestartWorkflow,
+    ResumeFromCheckpoint,
+    ResumeWorkflow,
+    RetryStep,
+    ScaleResources,
+)
+from kintsugi_client._schemas.records.events import (
+    CheckpointCreated,
+    CommandAcknowledged,
+    StateRestored,
+    StepCompleted,
+    StepStarted,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowErrorOccurred,
+    WorkflowPaused,
+    WorkflowResumed,
+)
+from kintsugi_client.client import WORKERS
+from kintsugi_client.inbox import ForeignCommand, Received
+
+from .kit import Service, wait_for
+
+STEPS = ("one", "two", "three")
+
+
+class Flow:
+    """A workflow type whose steps note that they ran, and fail or wait when told to."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        self.service = service
+        self.ran: list[str] = []
+        self.fails: dict[str, list[BaseException]] = {}
+        self.gates: dict[str, threading.Event] = {}
+        self.entered = {step_id: threading.Event() for step_id in STEPS}
+        self.kind: WorkflowType = service.client.workflow_type("development", **options)
+        for step_id in STEPS:
+            self.kind.step(step_id)(self.step)
+        monkeypatch.setattr(service.client.reader, "fetch", self.fetch)
+
+    def step(self, ctx: StepContext) -> None:
+        self.ran.append(ctx.step_id)
+        self.entered[ctx.step_id].set()
+        gate = self.gates.get(ctx.step_id)
+        if gate is not None:
+            assert gate.wait(20)
+        if self.fails.get(ctx.step_id):
+            raise self.fails[ctx.step_id].pop()
+        ctx.state.setdefault("done", []).append(ctx.step_id)
+
+    def fetch(self, partition: int, offset: int) -> Record:
+        """The log: offsets count from 1, as `KeptOutbox` confirms them."""
+        assert partition == 3
+        return self.service.outbox.records[offset - 1]
+
+    def place(self, record: Record) -> int:
+        return self.service.outbox.records.index(record) + 1
+
+    def failed_workflow(self, step_id: str = "two", error: BaseException | None = None) -> Workflow:
+        """A workflow that has failed once in a step, and rests."""
+        self.fails[step_id] = [error or ValueError("broken")]
+        workflow = self.kind.start({"in": 1})
+        wait_for("the error", lambda: self.errors(workflow))
+        wait_for("rest", lambda: workflow.run.phase == "ended")
+        return workflow
+
+    def occupy_all_threads(self) -> threading.Event:
+        """Let workflows wait in their first step on every thread; they go on when the event is set."""
+        gate = self.gates["one"] = threading.Event()
+        before = len(self.ran)
+        for _ in range(WORKERS):
+            self.kind.start()
+        wait_for("the threads", lambda: len(self.ran) == before + WORKERS)
+        return gate
+
+    def errors(self, workflow: Workflow) -> list[WorkflowErrorOccurred]:
+        return [e for e in self.service.of(WorkflowErrorOccurred) if e.workflow_id == workflow.workflow_id]
+
+    def where(self, workflow: Workflow, nth: int = -1) -> dict[str, Any]:
+        """How a command names a checkpoint of a workflow."""
+        wanted = [
+            c for c in self.service.of(CheckpointCreated) if c.workflow_id == workflow.workflow_id and not c.evidence
+        ]
+        found = wanted[nth]
+        return {
+            "checkpoint_id": found.checkpoint_id,
+            "checkpoint_partition": 3,
+            "checkpoint_offset": self.place(found),
+            "checkpoint_digest": found.digest,
+            **self.start_of(workflow),
+        }
+
+    def start_of(self, workflow: Workflow) -> dict[str, Any]:
+        started = next(r for r in self.service.outbox.records if r.workflow_id == workflow.workflow_id)
+        return {"started_partition": 3, "started_offset": self.place(started)}
+
+    def forget(self, workflow: Workflow) -> None:
+        """As in a process that never had it."""
+        self.service.client.work.forget(workflow)
+
+    def send(self, kind: type[Command], workflow: Workflow, **fields: Any) -> Received:
+        return self.service.carry_out(kind, workflow.workflow_id, **fields)
+
+    def present(self, workflow: Workflow) -> Workflow | None:
+        return self.service.client.workflow(workflow.workflow_id)
+
+    def completed(self, workflow: Workflow) -> None:
+        wait_for(
+            "the end",
+            lambda: workflow.workflow_id in {c.workflow_id for c in self.service.of(WorkflowCompleted)},
+        )
+
+
+@pytest.fixture
+def flow(service: Service, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    return Flow(service, monkeypatch)
+
+
+# -- retry, resume from a checkpoint, restart -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["here", "taken over"])
+def test_a_retry_runs_the_step_again_from_its_checkpoint(service: Service, flow: Flow, held: bool) -> None:
+    workflow = flow.failed_workflow()
+    workflow.data["dirt"] = "left behind by the run that failed"
+    if not held:
+        flow.forget(workflow)
+    received = flow.send(RetryStep, workflow, step_id="two", timeout_ms=9_000, **flow.where(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert flow.ran == ["one", "two", "two", "three"]
+    (restored,) = service.of(StateRestored)
+    assert (restored.command_id, restored.restore_count) == (received.command.command_id, 1)
+    again = [s for s in service.of(StepStarted) if s.command_id == received.command.command_id]
+    assert [(s.step_id, s.timeout_ms) for s in again] == [("two", 9_000), ("three", None)]
+    last = service.of(CheckpointCreated)[-1]
+    assert b"dirt" not in (last.state or b"") and b'"done":["one","two","three"]' in (last.state or b"")
+
+
+def test_a_retry_is_answered_when_its_step_has_completed_not_when_the_workflow_has(
+    service: Service, flow: Flow
+) -> None:
+    workflow = flow.failed_workflow()
+    flow.gates["three"] = threading.Event()
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(received) == ("succeeded", None)
+    assert not service.of(WorkflowCompleted)
+    names = service.names
+    assert names.index("CommandAcknowledged") > [i for i, n in enumerate(names) if n == "StepCompleted"][1]
+    flow.fails["three"] = [ValueError("another")]
+    flow.gates["three"].set()
+    wait_for("the error", lambda: len(flow.errors(workflow)) == 2)
+    assert service.answers(received) == [("succeeded", None)]
+
+
+def test_a_retry_that_fails_again_says_so(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    flow.fails["two"] = [ValueError("once more")]
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(received) == ("failed", "ValueError: once more")
+    assert flow.errors(workflow)[-1].command_id == received.command.command_id
+
+
+def test_without_a_checkpoint_a_retry_goes_on_with_a_copy_of_what_is_in_memory(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = Flow(service, monkeypatch, checkpoint_types=())
+    workflow = flow.failed_workflow()
+    before = workflow.run
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.start_of(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert flow.ran == ["one", "two", "two", "three"]
+    assert workflow.data["done"] == ["one", "two", "three"]
+    assert before.data["done"] == ["one"]
+
+
+def test_without_a_checkpoint_another_process_begins_at_the_start(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = Flow(service, monkeypatch, checkpoint_types=())
+    workflow = flow.failed_workflow()
+    flow.forget(workflow)
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.start_of(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert flow.ran == ["one", "two", "one", "two", "three"]
+
+
+def test_resuming_from_a_checkpoint_repeats_what_came_after_it(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow("three")
+    received = flow.send(ResumeFromCheckpoint, workflow, **flow.where(workflow, 1))  # "one" has just completed
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert flow.ran == ["one", "two", "three", "two", "three"]
+    present = service.of(CheckpointCreated)[-1]
+    (restored,) = service.of(StateRestored)
+    assert present.state is not None and f'"restored_from":"{restored.checkpoint_id}"'.encode() in present.state
+
+
+def test_every_restore_is_counted(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    for count in (1, 2, 3):
+        flow.fails["two"] = [ValueError("again")]
+        received = flow.send(ResumeFromCheckpoint, workflow, **flow.where(workflow))
+        assert service.answer(received)[0] == "failed"
+        assert service.of(StateRestored)[-1].restore_count == count
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["here", "taken over"])
+def test_a_restart_begins_with_the_first_input(service: Service, flow: Flow, held: bool) -> None:
+    workflow = flow.failed_workflow("three")
+    if not held:
+        flow.forget(workflow)
+    received = flow.send(RestartWorkflow, workflow, **flow.start_of(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert flow.ran == [*STEPS, *STEPS]
+    assert b'"data":{"done":["one","two","three"],"in":1}' in (service.of(CheckpointCreated)[-1].state or b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"started_offset": None}, "the workflow's start is not in the log"),
+        ({"started_offset": 2}, "is not this workflow's start"),
+    ],
+)
+def test_a_restart_without_a_start_fails(service: Service, flow: Flow, change: dict[str, Any], reason: str) -> None:
+    workflow = flow.failed_workflow()
+    flow.forget(workflow)
+    received = flow.send(RestartWorkflow, workflow, **{**flow.start_of(workflow), **change})
+    status, detail = service.answer(received)
+    assert status == "failed" and reason in (detail or "")
+    wait_for("nothing held", lambda: flow.present(workflow) is None)
+
+
+def test_a_step_without_a_function_cannot_be_retried(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    received = flow.send(RetryStep, workflow, step_id="nine", **flow.where(workflow))
+    assert service.answer(received) == ("failed", "workflow type 'development' has no function for step 'nine'")
+
+
+def test_a_command_for_a_workflow_that_has_ended_runs_nothing(service: Service, flow: Flow) -> None:
+    workflow = flow.kind.start()
+    flow.completed(workflow)
+    wait_for("the end", lambda: flow.present(workflow) is None)
+    for kind in (RetryStep, RestartWorkflow, CancelWorkflow):
+        received = flow.send(kind, workflow, step_id="two", **flow.start_of(workflow))
+        assert service.answer(received) == ("failed", "the workflow has ended")
+    assert flow.ran == list(STEPS)
+
+
+# -- what cannot be restored ------------------------------------------------------------------------------------------
+
+
+def spoil(flow: Flow, workflow: Workflow, **fields: Any) -> dict[str, Any]:
+    """Damage the newest checkpoint in the log."""
+    place = flow.where(workflow)
+    record = flow.service.outbox.records[place["checkpoint_offset"] - 1]
+    assert isinstance(record, CheckpointCreated)
+    changed = {k: v(record) if callable(v) else v for k, v in fields.items()}
+    flow.service.outbox.records[place["checkpoint_offset"] - 1] = dataclasses.replace(record, **changed)
+    return place
+
+
+def _flip(record: CheckpointCreated) -> bytes:
+    assert record.state is not None
+    return record.state[:5] + bytes([record.state[5] ^ 1]) + record.state[6:]
+
+
+@pytest.mark.parametrize("kind", [RetryStep, ResumeFromCheckpoint])
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        ({"state": _flip}, "does not verify"),
+        ({"state": b""}, "does not verify"),
+        ({"digest": "0" * 64}, "its digest is not the one"),
+        ({"codec": "lz4"}, "does not verify"),
+        ({"size_bytes": 2**40}, "does not verify"),
+    ],
+)
+def test_a_damaged_checkpoint_is_reported_and_not_restored(
+    service: Service, flow: Flow, kind: type[Command], damage: dict[str, Any], what: str
+) -> None:
+    workflow = flow.failed_workflow()
+    place = spoil(flow, workflow, **damage)
+    received = flow.send(kind, workflow, step_id="two", **place)
+    status, detail = service.answer(received)
+    assert status == "failed" and what in (detail or "")
+    (error,) = [e for e in flow.errors(workflow) if e.command_id == received.command.command_id]
+    assert error.error_code == "STATE_CORRUPTION"
+    assert error.step_id == ("two" if kind is RetryStep else "")
+    assert service.of(StateRestored) == [] and flow.ran == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        ({"evidence": True}, "evidence of an error"),
+        ({"state": None}, "object storage"),
+        ({"state_version": "2"}, "is of version '2', this service runs version '1'"),
+        ({"checkpoint_id": "6b696e74-0000-5000-8000-64656d6f0000"}, "is another one"),
+        ({"workflow_id": "6b696e74-0000-5000-8000-64656d6f0000"}, "is another one"),
+    ],
+)
+def test_what_must_not_be_restored_fails_without_talk_of_corruption(
+    service: Service, flow: Flow, damage: dict[str, Any], what: str
+) -> None:
+    workflow = flow.failed_workflow()
+    place = spoil(flow, workflow, **damage)
+    flow.forget(workflow)
+    received = flow.send(ResumeFromCheckpoint, workflow, **place)
+    status, detail = service.answer(received)
+    assert status == "failed" and what in (detail or "")
+    assert len(flow.errors(workflow)) == 1 and service.of(StateRestored) == []
+    wait_for("nothing held", lambda: flow.present(workflow) is None)
+
+
+def test_a_place_that_holds_something_else_is_not_restored(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    place = {**flow.where(workflow), "checkpoint_offset": 2}
+    received = flow.send(ResumeFromCheckpoint, workflow, **place)
+    assert service.answer(received) == ("failed", "RestoreError: the checkpoint at 3@2 is a StepStarted")
+
+
+def test_what_was_not_restored_is_no_state_for_the_next_command(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    place = spoil(flow, workflow, state=_flip)
+    flow.forget(workflow)
+    service.answer(flow.send(ResumeFromCheckpoint, workflow, **place))
+    wait_for("nothing held", lambda: flow.present(workflow) is None)
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.start_of(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert flow.ran == ["one", "two", "one", "two", "three"]
+
+
+def test_a_log_that_cannot_be_read_now_fails_the_command(
+    service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = flow.failed_workflow()
+
+    def away(partition: int, offset: int) -> Record:
+        raise RetriableError("Kafka is away")
+
+    monkeypatch.setattr(service.client.reader, "fetch", away)
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(received) == ("failed", "RetriableError: Kafka is away")
+    assert [e.error_code for e in flow.errors(workflow)] == ["ValueError"]
+
+
+# -- replacing what is at work ----------------------------------------------------------------------------------------
+
+
+def test_a_hung_step_is_replaced_and_its_thread_left_behind(service: Service, flow: Flow) -> None:
+    flow.gates["two"] = hung = threading.Event()
+    workflow = flow.kind.start({"in": 1})
+    assert flow.entered["two"].wait(20)
+    flow.gates.clear()
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert service.client.stats()["abandoned"] == 1
+    before = service.names
+    hung.set()  # the old run wakes up: it may neither tell of its step nor go on to the next
+    wait_for("the thread", lambda: service.client.stats()["abandoned"] == 0)
+    assert service.names == before
+    assert flow.ran == ["one", "two", "two", "three"]
+
+
+def test_threads_left_behind_are_bounded(service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kintsugi_client.runner.ABANDONED_MAX", 1)
+    gates = [threading.Event(), threading.Event()]
+    for number, gate in enumerate(gates):
+        flow.gates["two"] = gate
+        flow.entered["two"].clear()
+        workflow = flow.kind.start()
+        assert flow.entered["two"].wait(20)
+        flow.gates.clear()
+        received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+        if number == 0:
+            flow.completed(workflow)
+    assert service.answer(received) == ("failed", "1 threads hang in replaced steps")
+    assert not workflow.run.superseded.is_set()
+    gates[1].set()  # the step that could not be replaced goes on as if nothing had been asked
+    flow.completed(workflow)
+    gates[0].set()
+
+
+def test_of_two_commands_the_later_one_counts(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    flow.gates["two"] = gate = threading.Event()
+    flow.entered["two"].clear()
+    first = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert flow.entered["two"].wait(20)
+    flow.gates.clear()
+    second = flow.send(ResumeFromCheckpoint, workflow, **flow.where(workflow))
+    flow.completed(workflow)
+    gate.set()
+    assert service.answer(second) == ("succeeded", None)
+    assert service.answer(first) == ("unknown", "another command took over")
+
+
+def test_a_command_that_still_waits_for_a_thread_is_replaced_in_its_place(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    gate = flow.occupy_all_threads()
+    first = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    flow.kind.start()
+    second = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(first) == ("unknown", "another command took over")
+    assert service.answers(second) == []
+    assert service.client.stats()["queued"] == 2
+    gate.set()
+    assert service.answer(second) == ("succeeded", None)
+
+
+def test_what_still_waits_when_the_service_stops_is_answered(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    flow.gates["two"] = gate = threading.Event()
+    flow.entered["two"].clear()
+    running = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert flow.entered["two"].wait(20)
+    service.client.close(0.1)
+    gate.set()
+    assert service.answers(running) == []  # nothing was recorded after the close: the engine finds it out by its timer
+
+
+# -- pause, resume, cancel --------------------------------------------------------------------------------------------
+
+
+def test_a_pause_comes_about_at_the_end_of_the_step(service: Service, flow: Flow) -> None:
+    flow.gates["one"] = gate = threading.Event()
+    workflow = flow.kind.start()
+    assert flow.entered["one"].wait(20)
+    received = flow.send(PauseWorkflow, workflow)
+    assert service.answers(received) == [] and service.of(WorkflowPaused) == []
+    gate.set()
+    assert service.answer(received) == ("succeeded", None)
+    (paused,) = service.of(WorkflowPaused)
+    assert (paused.reason, paused.actor, paused.command_id) == ("because", "engine", received.command.command_id)
+    assert [c.step_id for c in service.of(StepCompleted)] == ["one"]
+    assert workflow.status == "paused" and flow.ran == ["one"]
+    assert service.of(WorkflowErrorOccurred) == []
+    # Goes on with the next step, not with the one that it ended with.
+    wait_for("rest", lambda: workflow.run.phase == "ended")
+    resumed = flow.send(ResumeWorkflow, workflow)
+    assert service.answer(resumed) == ("succeeded", None)
+    flow.completed(workflow)
+    assert flow.ran == list(STEPS)
+    assert [r.command_id for r in service.of(WorkflowResumed)] == [resumed.command.command_id]
+
+
+def test_a_workflow_that_rests_is_paused_at_once(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    assert service.answer(flow.send(PauseWorkflow, workflow)) == ("succeeded", None)
+    assert workflow.status == "paused"
+    assert service.answer(flow.send(PauseWorkflow, workflow)) == ("failed", "the workflow is paused")
+    # The engine's own repair overrides the pause.
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    flow.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+
+
+def test_a_pause_may_be_taken_back_before_it_comes_about(service: Service, flow: Flow) -> None:
+    flow.gates["one"] = gate = threading.Event()
+    workflow = flow.kind.start()
+    assert flow.entered["one"].wait(20)
+    paused, again = flow.send(PauseWorkflow, workflow), flow.send(PauseWorkflow, workflow)
+    assert service.answer(again) == ("failed", "the workflow is about to be paused")
+    resumed = flow.send(ResumeWorkflow, workflow)
+    assert service.answer(resumed) == ("succeeded", None)
+    assert service.answer(paused) == ("failed", "resumed before the workflow was paused")
+    gate.set()
+    flow.completed(workflow)
+    assert service.of(WorkflowPaused) == []
+
+
+def test_a_pause_during_the_last_step_is_too_late(service: Service, flow: Flow) -> None:
+    flow.gates["three"] = gate = threading.Event()
+    workflow = flow.kind.start()
+    assert flow.entered["three"].wait(20)
+    received = flow.send(PauseWorkflow, workflow)
+    gate.set()
+    flow.completed(workflow)
+    assert service.answer(received) == ("failed", "the workflow completed before it was paused")
+
+
+def test_a_pause_that_another_command_overtakes_has_failed(service: Service, flow: Flow) -> None:
+    flow.gates["one"] = gate = threading.Event()
+    workflow = flow.kind.start()
+    assert flow.entered["one"].wait(20)
+    received = flow.send(PauseWorkflow, workflow)
+    flow.gates.clear()
+    flow.send(RestartWorkflow, workflow, **flow.start_of(workflow))
+    assert service.answer(received) == ("failed", "another command took over before the workflow was paused")
+    gate.set()
+    flow.completed(workflow)
+
+
+def test_a_workflow_that_is_not_paused_cannot_be_resumed(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    assert service.answer(flow.send(ResumeWorkflow, workflow)) == ("failed", "the workflow is not paused")
+
+
+def test_a_step_of_a_paused_workflow_that_waits_in_the_queue_does_not_run(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    flow.gates["two"] = gate = threading.Event()
+    flow.entered["two"].clear()
+    flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert flow.entered["two"].wait(20)
+    paused = flow.send(PauseWorkflow, workflow)
+    gate.set()
+    assert service.answer(paused) == ("succeeded", None)
+    assert workflow.completed == ["one", "two"]
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_cancel_takes_effect_at_once(service: Service, flow: Flow, at_work: bool) -> None:
+    gate = threading.Event()
+    if at_work:
+        flow.gates["two"] = gate
+        workflow = flow.kind.start()
+        assert flow.entered["two"].wait(20)
+    else:
+        workflow = flow.failed_workflow()
+    received = flow.send(CancelWorkflow, workflow)
+    assert service.answer(received) == ("succeeded", None)
+    (cancelled,) = service.of(WorkflowCancelled)
+    assert (cancelled.reason, cancelled.command_id) == ("because", received.command.command_id)
+    assert flow.present(workflow) is None and workflow.status == "cancelled"
+    before = service.names
+    gate.set()
+    wait_for("the thread", lambda: service.client.stats()["abandoned"] == 0)
+    assert service.names == before and "three" not in flow.ran
+    again = flow.send(CancelWorkflow, workflow)
+    assert service.answer(again) == ("failed", "the workflow has ended")
+
+
+def test_a_workflow_of_no_process_can_be_cancelled(service: Service, flow: Flow) -> None:
+    workflow_id = "6b696e74-0000-5000-8000-64656d6f0000"
+    received = service.carry_out(CancelWorkflow, workflow_id)
+    assert service.answer(received) == ("succeeded", None)
+    assert [c.workflow_id for c in service.of(WorkflowCancelled)] == [workflow_id]
+
+
+def test_a_workflow_that_waits_for_a_thread_is_cancelled(service: Service, flow: Flow) -> None:
+    gate = flow.occupy_all_threads()
+    workflow = flow.kind.start()
+    assert service.answer(flow.send(CancelWorkflow, workflow)) == ("succeeded", None)
+    assert service.client.stats()["queued"] == 0
+    gate.set()
+
+
+def test_another_process_takes_over_and_this_one_lets_go(service: Service, flow: Flow) -> None:
+    flow.gates["two"] = gate = threading.Event()
+    workflow = flow.kind.start()
+    assert flow.entered["two"].wait(20)
+    commands = service.client._commands
+    commands.given_away(service.command(ScaleResources, workflow.workflow_id, resource="memory", factor=2.0))
+    assert flow.present(workflow) is workflow
+    commands.given_away(service.command(RetryStep, workflow.workflow_id, step_id="two"))
+    assert flow.present(workflow) is None and workflow.run.superseded.is_set()
+    before = service.names
+    gate.set()
+    wait_for("the thread", lambda: service.client.stats()["abandoned"] == 0)
+    assert service.names == before and flow.ran == ["one", "two"]
+
+
+# -- handlers, and commands that nobody knows -------------------------------------------------------------------------
+
+
+def test_a_handler_takes_the_place_of_what_the_client_does(service: Service, flow: Flow) -> None:
+    seen: list[tuple[Command, Workflow | None, str]] = []
+
+    @flow.kind.on("RetryStep")
+    def retry(command: Command, workflow: Workflow | None) -> None:
+        seen.append((command, workflow, threading.current_thread().name))
+
+    workflow = flow.failed_workflow()
+    received = flow.send(RetryStep, workflow, step_id="two")
+    assert service.answer(received) == ("succeeded", None)
+    ((command, given, thread),) = seen
+    assert command is received.command and given is workflow and thread.startswith("kintsugi-run")
+    assert flow.ran == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "answer"),
+    [
+        (ValueError("no"), ("failed", "ValueError: no")),
+        (SystemExit(3), ("failed", "SystemExit: 3")),
+        (SupersededError("x"), ("unknown", "another command took over")),
+    ],
+)
+def test_what_a_handler_raises_is_the_answer(
+    service: Service, flow: Flow, failure: BaseException, answer: tuple[str, str]
+) -> None:
+    @flow.kind.on("CompensateStep")
+    def compensate(command: Command, workflow: Workflow | None) -> None:
+        assert workflow is None
+        raise failure
+
+    received = service.carry_out(CompensateStep, "6b696e74-0000-5000-8000-64656d6f0000", step_id="two")
+    assert service.answer(received) == answer
+
+
+def test_a_handler_may_be_a_coroutine_function(service: Service, flow: Flow) -> None:
+    done = []
+
+    @flow.kind.on("ScaleResources")
+    async def scale(command: Command, workflow: Workflow | None) -> None:
+        assert isinstance(command, ScaleResources)
+        done.append(command.factor)
+
+    received = service.carry_out(ScaleResources, "6b696e74-0000-5000-8000-64656d6f0000", resource="memory", factor=2.0)
+    assert service.answer(received) == ("succeeded", None)
+    assert done == [2.0]
+
+
+def test_a_command_without_a_handler_fails(service: Service, flow: Flow) -> None:
+    received = flow.send(ScaleResources, flow.failed_workflow(), resource="memory", factor=2.0)
+    assert service.answer(received) == ("failed", "no handler for ScaleResources is registered")
+
+
+def test_a_command_of_a_newer_release_fails(service: Service, flow: Flow) -> None:
+    like = service.command(CancelWorkflow, flow.failed_workflow().workflow_id).command
+    fields = {name: getattr(like, name) for name in Command.__dataclass_fields__}
+    received = Received(command=ForeignCommand(name="Teleport", **fields), trace=None, place=(0, 0), timestamp_ms=1)
+    service.client._commands.carry_out(received)
+    assert service.answer(received) == ("failed", "this version of the client does not know Teleport")
+
+
+def test_a_service_with_its_own_control_flow_restores_in_a_handler(service: Service, flow: Flow) -> None:
+    kind = service.client.workflow_type("own")
+    workflow = kind.begin({"in": 1})
+    old = workflow.step("two")
+    with workflow.step("one") as step:
+        step.state["made"] = True
+    old.__enter__()
+    old.state["dirt"] = 1
+    old.__exit__(ValueError, ValueError("broken"), None)
+    resumed: list[Workflow] = []
+
+    @kind.on("RetryStep")
+    def retry(command: Command, given: Workflow | None) -> None:
+        assert given is workflow
+        restored = service.client.restore(command)
+        resumed.append(restored)
+        assert restored.completed == ["one"] and restored.data == {"in": 1, "made": True}
+        with restored.step("two") as again:
+            again.state["made"] = 2
+        restored.complete()
+
+    received = flow.send(RetryStep, workflow, workflow_type="own", step_id="two", **flow.where(workflow))
+    assert service.answer(received) == ("succeeded", None)
+    assert service.of(StepCompleted)[-1].command_id == received.command.command_id
+    assert [c.workflow_id for c in service.of(WorkflowCompleted)] == [workflow.workflow_id]
+    # The object that the old code drives is not the workflow any more.
+    for attempt in (workflow.step("three").__enter__, workflow.complete, old.heartbeat):
+        with pytest.raises(SupersededError):
+            attempt()
+
+
+def test_a_handler_learns_that_a_checkpoint_is_corrupt_and_so_does_the_log(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    place = spoil(flow, workflow, state=_flip)
+
+    @flow.kind.on("ResumeFromCheckpoint")
+    def resume(command: Command, given: Workflow | None) -> None:
+        with pytest.raises(RestoreError) as refused:
+            service.client.restore(command)
+        assert refused.value.corrupt
+        raise refused.value
+
+    received = flow.send(ResumeFromCheckpoint, workflow, **place)
+    status, detail = service.answer(received)
+    assert status == "failed" and "does not verify" in (detail or "")
+    assert flow.errors(workflow)[-1].error_code == "STATE_CORRUPTION"
+
+
+def test_only_commands_that_name_a_state_restore_one(service: Service, flow: Flow) -> None:
+    received = service.command(CancelWorkflow, "6b696e74-0000-5000-8000-64656d6f0000")
+    with pytest.raises(KintsugiError, match="CancelWorkflow names nothing to restore"):
+        service.client.restore(received.command)
+
+
+def test_own_control_flow_is_paused_between_its_steps(service: Service) -> None:
+    kind = service.client.workflow_type("development")
+    workflow = kind.begin()
+    with workflow.step("one"):
+        received = service.carry_out(PauseWorkflow, workflow.workflow_id)
+        assert service.answers(received) == []
+    with pytest.raises(PausedError), workflow.step("two"):
+        pytest.fail("the step must not run")
+    assert service.answer(received) == ("succeeded", None)
+    assert service.answer(service.carry_out(ResumeWorkflow, workflow.workflow_id)) == (
+        "failed",
+        "no handler for ResumeWorkflow is registered",
+    )
+
+    @kind.on("ResumeWorkflow")
+    def resume(command: Command, given: Workflow | None) -> None:
+        assert given is workflow
+        with workflow.step("two"):
+            pass
+
+    again = service.carry_out(ResumeWorkflow, workflow.workflow_id)
+    assert service.answer(again) == ("succeeded", None)
+    assert [r.command_id for r in service.of(WorkflowResumed)] == [again.command.command_id]
+    assert workflow.completed == ["one", "two"]
+
+
+def test_a_service_may_pause_resume_and_cancel_its_own_workflows(service: Service) -> None:
+    workflow = service.client.workflow_type("development").begin()
+    workflow.pause("maintenance")
+    with pytest.raises(PausedError, match="maintenance"), workflow.step("one"):
+        pytest.fail("the step must not run")
+    assert workflow.resume("done")
+    with workflow.step("one"):
+        pass
+    workflow.cancel("no longer wanted")
+    with pytest.raises(SupersededError), workflow.step("two"):
+        pytest.fail("the step must not run")
+    assert [w.actor for w in service.of(WorkflowCancelled)] == ["service"]
+    assert service.client.workflows() == []
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_names_its_command(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    received = service.command(
+        RetryStep, workflow.workflow_id, step_id="two", error_id=workflow.workflow_id, attempt_number=3
+    )
+    commands = service.client._commands
+    commands.accept(received)
+    commands.repeat(received, "unknown")
+    accepted, repeated = service.of(CommandAcknowledged)
+    assert (accepted.status, accepted.duplicate) == ("accepted", False)
+    assert (accepted.command_id, accepted.error_id) == (received.command.command_id, workflow.workflow_id)
+    assert (accepted.attempt_number, accepted.step_id) == (3, "two")
+    assert accepted.causation_id == received.command.event_id
+    assert (repeated.status, repeated.duplicate) == ("unknown", True)
+    assert repeated.event_id != accepted.event_id
+    stats = service.client.stats()
+    assert (stats["accepted"], stats["repeated"], stats["unknown"]) == (1, 1, 0)
+
+
+def test_an_answer_that_cannot_be_told_stops_nothing(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    service.outbox.full_for = {"CommandAcknowledged"}
+    flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    flow.completed(workflow)
+    assert service.of(CommandAcknowledged) == []
+
+
+@pytest.mark.parametrize("wrong", [lambda k: k.on("RetryStep"), lambda k: k.step("two")])
+def test_declarations_stay_as_they_are(flow: Flow, wrong: Callable[[WorkflowType], object]) -> None:
+    flow.kind.on("RetryStep")(lambda command, workflow: None)
+    with pytest.raises(ConfigError):
+        wrong(flow.kind)
+
+
+def test_workflows_that_rest_are_bounded(service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kintsugi_client.work.RESTING_MAX", 2)
+    workflows = [flow.failed_workflow() for _ in range(4)]
+    wait_for("the bound", lambda: [flow.present(w) for w in workflows] == [None, None, *workflows[2:]])
+    # What memory has forgotten the log still knows.
+    received = flow.send(RetryStep, workflows[0], step_id="two", **flow.where(workflows[0]))
+    assert service.answer(received) == ("succeeded", None)
