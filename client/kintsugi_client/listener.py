@@ -156,12 +156,16 @@ class Listener:
             self._take_up([self._handed.popleft() for _ in range(len(self._handed))])
 
     def _sound(self, messages: list[Message]) -> list[Message]:
-        """Without errors, and without what belongs to partitions that are not read now."""
-        sound = []
+        """Without errors, and without what belongs to partitions that are not read, or stands before their start."""
+        sound, early = [], set()
         for message in messages:
             error, partition = message.error(), message.partition() or 0
             if error is None:
-                if partition in self._mine and partition not in self._waiting:
+                if partition not in self._mine or partition in self._waiting:
+                    continue
+                if (message.offset() or 0) < self._starts.get(partition, 0):
+                    early.add(partition)
+                else:
                     sound.append(message)
             elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition in self._mine:
                 # Records were deleted, or the topic was made anew. What can still be valid is read.
@@ -172,7 +176,16 @@ class Listener:
                 raise KafkaException(error)
             else:
                 log.warning("commands: %s", describe_error(error))
+        for partition in early:
+            # A seek that meets librdkafka's first lookup of an offset is lost: it reads from the beginning.
+            self._seek(partition, self._starts[partition])
         return sound
+
+    def _seek(self, partition: int, offset: int) -> None:
+        try:
+            self._consumer.seek(TopicPartition(COMMANDS, partition, offset))
+        except KafkaException as error:
+            log.warning("commands: %s", describe_error(error.args[0]))
 
     # -- at most once ---------------------------------------------------------------------------------------------
 
@@ -189,10 +202,7 @@ class Listener:
             starts.setdefault(partition, offset)
         refused = self._commit(consumer, ends)
         for partition in refused & self._mine:
-            try:
-                consumer.seek(TopicPartition(COMMANDS, partition, starts[partition]))
-            except KafkaException as error:
-                log.warning("commands: %s", describe_error(error.args[0]))
+            self._seek(partition, starts[partition])
         if refused:
             self._stopping.wait(_RETRY_S)
         mine = [r for r in received if r is not None and r.place[0] not in refused]
