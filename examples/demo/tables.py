@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-import psycopg
-from psycopg.rows import dict_row
 
 from consumers.dead_letter import raw
 from consumers.log_reader import LogReader
 from ops.stack import Addresses
 from projections.reader import snapshot
 from projections.sql import blocks
-from projections.store import CONNECT_TIMEOUT_S, GENERATION
 from schemas.admission import admit
 from schemas.codec import Codec
 from schemas.errors import PoisonError
@@ -37,8 +31,8 @@ class Tables:
 
     def ask(self, name: str) -> list[dict[str, Any]]:
         """Rows of a named question."""
-        with self._connect() as connection:
-            return connection.execute(_QUERIES[name], {"ids": self._ids}).fetchall()
+        with snapshot(self._at.postgres) as tables:
+            return tables.query(_QUERIES[name], {"ids": self._ids})
 
     def progress(self) -> dict[str, int]:
         """Workflows by status."""
@@ -76,17 +70,6 @@ class Tables:
                         )
                     )
         return found
-
-    @contextmanager
-    def _connect(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-        with psycopg.connect(
-            self._at.postgres,
-            autocommit=True,
-            row_factory=dict_row,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            options=f"-c search_path={GENERATION}",
-        ) as connection:
-            yield connection
 
 
 def ends_of(at: Addresses) -> dict[int, int]:
