@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ._schemas.errors import KintsugiError
 from ._schemas.records.commands import PauseWorkflow, ResumeWorkflow
@@ -308,7 +308,9 @@ class Listener:
     # -- partitions -----------------------------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        places = [TopicPartition(COMMANDS, p.partition, OFFSET_BEGINNING) for p in partitions]
+        # A number and not OFFSET_BEGINNING: librdkafka would look that up, and its answer would undo the seek that
+        # `_prepare` does. Nothing is fetched from there.
+        places = [TopicPartition(COMMANDS, p.partition, 0) for p in partitions]
         consumer.incremental_assign(places)
         if places:
             consumer.pause(places)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.commands.run import ROLES
 from ops.stack import Addresses
 
+from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
 from .kit import Role, Topics, stand_at_end
 
 
@@ -42,3 +44,43 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     yield start_role
     for started in roles:
         started.kill()
+
+
+@pytest.fixture
+def desk(topics: Topics) -> Desk:
+    """Writes commands to services."""
+    return Desk(topics)
+
+
+@pytest.fixture
+def service_name() -> str:
+    """Name of a service and its workflow type, of this test's own."""
+    return fresh_name()
+
+
+@pytest.fixture
+def serve(environment: dict[str, str], tmp_path: Path, service_name: str) -> Iterator[Callable[..., Here]]:
+    """Makes services in this process; they are closed at the end."""
+    made: list[Here | Child] = []
+
+    def make(**options: Any) -> Here:
+        here = Here(environment, tmp_path, options.pop("name", service_name), **options)
+        made.append(here)
+        return here
+
+    yield make
+    close_all(made)
+
+
+@pytest.fixture
+def spawn(environment: dict[str, str], tmp_path: Path, service_name: str) -> Iterator[Callable[..., Child]]:
+    """Starts services as processes of their own; what still runs at the end is killed."""
+    made: list[Here | Child] = []
+
+    def make(*arguments: str) -> Child:
+        child = Child(environment_of(environment), tmp_path, service_name, *arguments)
+        made.append(child)
+        return child
+
+    yield make
+    close_all(made)
