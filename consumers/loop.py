@@ -62,6 +62,7 @@ _TRANSIENT = frozenset(
         KafkaError._PARTITION_EOF,
         KafkaError._WAIT_COORD,
         KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,  # it was there when the role started: a broker that has not heard of it yet
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,

@@ -11,6 +11,7 @@ from schemas.errors import FatalError, RetriableError
 from schemas.topics import TOPICS, TopicSpec
 
 _TIMEOUT_S = 15.0
+_REPLICATION_DURABLE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,12 @@ def create(kafka: str, *, dry_run: bool = False, replication: int = 1) -> list[t
     missing = {state.name for state in describe(kafka) if not state.exists}
     wanted = [spec for spec in TOPICS if spec.name in missing]
     if wanted and not dry_run:
+        # One replica may be away and records are still written twice before they are acknowledged.
+        durable = {"min.insync.replicas": "2"} if replication >= _REPLICATION_DURABLE else {}
         new = [
-            NewTopic(s.name, num_partitions=s.partitions, replication_factor=replication, config=dict(s.config))
+            NewTopic(
+                s.name, num_partitions=s.partitions, replication_factor=replication, config={**s.config, **durable}
+            )
             for s in wanted
         ]
         client = _client(kafka)  # must live until the answers are in

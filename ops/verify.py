@@ -42,6 +42,7 @@ class Report:
     unreadable: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     behind: int = 0
+    unproven: int = 0
     findings: list[Finding] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -100,6 +101,8 @@ class _Verification:
         for partition, (low, high) in bounds.items():
             if low == 0:
                 self._check.begins_at_zero(partition)
+            else:
+                self._folded.begins_late(partition)
             self._report.behind += max(0, high - max(low, self._positions.get(partition, low)))
         for event in self._events(bounds, progress):
             self._report.events += 1
@@ -161,6 +164,7 @@ class _Verification:
             for drift in self._folded.compare(table.name, self._tables.rows(table)):
                 self._report.drift(drift)
             self._report.rows[table.name] = self._folded.rows(table.name)
+        self._report.unproven = self._folded.unproven
         for partition, offset, reason in self._missing_letters:
             self._report.drift(_letter(f"{partition}@{offset}", expected=f"a row ({reason})", found="no row"))
         progress("tables", len(TABLES), len(TABLES))

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from engine.events import Delivered
+from schemas.records.events import WorkflowStarted
 
 from .catalog import TABLES
 from .fold import Rows, fold, touched
@@ -46,11 +47,24 @@ class TableCheck:
             t.name: [(i, target) for i, c in enumerate(t.columns) if (target := c.references) is not None]
             for t in tables
         }
+        self._owner = {t.name: next((i for i, c in enumerate(t.columns) if c.name == "workflow_id"), 0) for t in tables}
         #: References that pointed to nothing when their row was made or changed.
         self._loose: set[tuple[str, str, int]] = set()
+        self._cut: set[int] = set()
+        #: Workflows that the log holds from their start on, in partitions whose beginning is gone.
+        self._from_start: set[str] = set()
+        self._in_whole: set[str] = set()
+        #: Rows of workflows whose beginning the log no longer holds: they cannot be compared.
+        self.unproven = 0
+
+    def begins_late(self, partition: int) -> None:
+        """Retention has removed the beginning of this partition."""
+        self._cut.add(partition)
 
     def add(self, event: Delivered) -> None:
         """Fold the next event of its partition."""
+        if self._cut:
+            self._note_beginning(event)
         for name, changed in fold(self._rows, (event,), self._plan).items():
             for key, row in changed.items():
                 for index, target in self._references[name]:
@@ -58,6 +72,16 @@ class TableCheck:
                         self._loose.add((name, key, index))
                 if self._tables[name].written_once:  # no fold looks into it again
                     self._rows[name][key] = self._reduced(name, row)
+
+    def _note_beginning(self, event: Delivered) -> None:
+        if event.partition not in self._cut:
+            self._in_whole.add(event.record.workflow_id)
+        elif type(event.record) is WorkflowStarted:
+            self._from_start.add(event.record.workflow_id)
+
+    def _provable(self, table: str, row: Sequence[Any]) -> bool:
+        workflow_id = row[self._owner[table]]
+        return not self._cut or workflow_id in self._from_start or workflow_id in self._in_whole
 
     def rows(self, table: str) -> int:
         """How many rows the log gives a table."""
@@ -70,17 +94,20 @@ class TableCheck:
         for values in found:
             key = values[0]
             row = expected.get(key)
+            unseen.discard(key)
+            if not self._provable(table, values):
+                self.unproven += 1
+                continue
             if row is None:
                 yield Drift(table=table, key=key, column="", expected="no row", found="a row")
                 continue
-            unseen.discard(key)
             wanted = row if self._tables[table].written_once else self._reduced(table, row)
             for index, (want, have) in enumerate(zip(wanted, self._reduced(table, values), strict=True)):
                 if want != have and not (have is None and (table, key, index) in self._loose):
                     yield Drift(
                         table=table, key=key, column=columns[index].name, expected=_shown(want), found=_shown(have)
                     )
-        for key in sorted(unseen):
+        for key in sorted(k for k in unseen if self._provable(table, expected[k])):
             yield Drift(table=table, key=key, column="", expected="a row", found="no row")
 
     def _reduced(self, name: str, row: Sequence[Any]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -105,6 +105,12 @@ class Recovery(_Part):
     queue_delay: Milliseconds = 60_000
     max_time: Milliseconds | None = None
     fallback_strategy: Strategy | None = None
+
+    @model_validator(mode="after")
+    def _human_is_last(self) -> Recovery:
+        if self.strategy == "manual_intervention" and self.fallback_strategy not in (None, "manual_intervention"):
+            raise ValueError("manual_intervention comes last: no fallback_strategy can follow it")
+        return self
 
 
 class RecoveryStrategies(_Part):

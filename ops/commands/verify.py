@@ -40,6 +40,8 @@ def verify(policy: Path | None, only: str | None, output: str) -> None:
     say(f"{report.events} events, {report.commands} commands, {report.unreadable} records set aside")
     if report.behind:
         say(f"the tables are {report.behind} records behind the log; what they hold was compared up to there")
+    if report.unproven:
+        say(f"{report.unproven} rows were not compared: the log no longer holds the beginning of their workflows")
     if not report.sound:
         for what, count in sorted(report.counts.items()):
             say(f"  {what}: {count}")

@@ -82,3 +82,13 @@ def test_same_content_has_the_same_version_and_other_content_another() -> None:
     same = load_policy("# a comment\nworkflow_error_handling: {budgets: {}}", "b")
     other = load_policy("workflow_error_handling: {budgets: {workflow_max_attempts: 5}}", "c")
     assert one.version == same.version != other.version
+
+
+def test_nothing_can_follow_a_human() -> None:
+    text = """
+workflow_error_handling:
+  recovery_strategies:
+    timeout: {strategy: manual_intervention, fallback_strategy: complete_restart}
+"""
+    with pytest.raises(ConfigError, match=r"recovery_strategies\.timeout: .*manual_intervention comes last"):
+        load_policy(text, "p.yaml")

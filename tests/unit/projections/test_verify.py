@@ -103,3 +103,20 @@ def test_a_reference_to_what_came_later_may_be_empty(world: World) -> None:
     assert list(check.compare("workflow_errors", [changed(row, "checkpoint_id", None), *others])) == []
     (drift,) = check.compare("workflow_errors", [changed(row, "checkpoint_id", derive_id("x", "y")), *others])
     assert drift.column == "checkpoint_id"
+
+
+def test_workflows_whose_beginning_is_gone_are_counted_and_not_judged(world: World) -> None:
+    rows = folded(world)[1]
+    cut = world.log[len(world.log) // 3 :]  # the first workflow's beginning is not in it
+    check = TableCheck()
+    check.begins_late(0)
+    for event in cut:
+        check.add(event)
+    found = [d for t in TABLES for d in check.compare(t.name, [tuple(r) for r in rows.get(t.name, {}).values()])]
+    assert found == []
+    assert check.unproven > 0
+    last = list(rows["workflow_errors"].values())[-1]
+    (drift,) = check.compare(
+        "workflow_errors", [*list(rows["workflow_errors"].values())[:-1], changed(last, "status", "x")]
+    )
+    assert (drift.key, drift.column) == (last[0], "status")
