@@ -129,10 +129,9 @@ class Client:
         if self.closing:
             raise ClosedError("the client is closed")
         if self._listener is None:
-            inboxes = tuple(Inbox(Codec(self._registry), self._types.__contains__) for _ in range(2))
-            self._listener = Listener(
-                self._settings.member(), self._settings.reader(), (inboxes[0], inboxes[1]), self._commands
-            )
+            wanted = self._types.__contains__
+            own, watched = (Inbox(Codec(self._registry), wanted, complains=own) for own in (True, False))
+            self._listener = Listener(self._settings.member(), self._settings.reader(), (own, watched), self._commands)
             self._listener.start()
         return self._listener.ready(ready_timeout_s)
 

@@ -43,9 +43,10 @@ class Received:
 class Inbox:
     """Reads commands. One thread each, because of its codec."""
 
-    def __init__(self, codec: Codec, wanted: Callable[[str], bool]) -> None:
+    def __init__(self, codec: Codec, wanted: Callable[[str], bool], *, complains: bool = True) -> None:
         self._codec = codec
         self._wanted = wanted
+        self._level = logging.WARNING if complains else logging.DEBUG
         self.unreadable = 0
 
     def read(self, message: Message, stopping: threading.Event) -> Received | None:
@@ -59,10 +60,11 @@ class Inbox:
                 break
             except PoisonError as error:
                 self.unreadable += 1
-                log.warning("unreadable command at %s@%s: %s", message.partition(), message.offset(), error)
+                where = f"{message.partition()}@{message.offset()}"
+                log.log(self._level, "unreadable command at %s: %s", where, error)
                 return None
             except RetriableError as error:
-                log.warning("commands wait: %s", error)
+                log.log(self._level, "commands wait: %s", error)
                 stopping.wait(_RETRY_S)
         else:
             return None

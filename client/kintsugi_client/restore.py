@@ -23,6 +23,7 @@ from .settings import connected, describe_error
 
 FETCH_TIMEOUT_S = 10.0
 _POLL_S = 0.2
+_ABSENT = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
 
 class LogReader:
@@ -54,15 +55,23 @@ class LogReader:
             if self._consumer is None:
                 self._consumer = connected(Consumer, self._settings)
             try:
-                self._consumer.assign([TopicPartition(EVENTS, partition, offset)])
-                try:
-                    return self._read(self._consumer, where, offset)
-                finally:
-                    self._consumer.unassign()
+                return self._read(self._consumer, TopicPartition(EVENTS, partition, offset), where)
             except KafkaException as error:
+                if error.args[0].code() in _ABSENT:
+                    raise RestoreError(f"{where}: there is no such partition") from error
                 raise RetriableError(f"{where} cannot be read now: {describe_error(error.args[0])}") from error
 
-    def _read(self, consumer: Consumer, where: str, offset: int) -> Record:
+    def _read(self, consumer: Consumer, place: TopicPartition, where: str) -> Record:
+        low, high = consumer.get_watermark_offsets(place, FETCH_TIMEOUT_S, cached=False)
+        if not low <= place.offset < high:
+            raise RestoreError(f"{where} is not in the log, or not any more")
+        consumer.assign([place])
+        try:
+            return self._decode(self._poll(consumer, place.offset, where), where)
+        finally:
+            consumer.unassign()
+
+    def _poll(self, consumer: Consumer, offset: int, where: str) -> bytes | None:
         deadline_s = time.monotonic() + FETCH_TIMEOUT_S
         trouble = "no answer"
         while time.monotonic() < deadline_s and not self._closed:
@@ -70,18 +79,12 @@ class LogReader:
             if message is None:
                 continue
             error = message.error()
-            if error is None:
-                if message.offset() != offset:
-                    break
-                return self._decode(message.value(), where)
-            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError._PARTITION_EOF):
-                break
-            if error.code() in (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
-                raise RestoreError(f"{where}: there is no such partition")
+            if error is None and message.offset() == offset:
+                return message.value()
+            if error is None or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError._PARTITION_EOF):
+                raise RestoreError(f"{where} is not in the log any more")
             trouble = describe_error(error)
-        else:
-            raise RetriableError(f"{where} cannot be read now: {trouble}")
-        raise RestoreError(f"{where} is not in the log, or not any more")
+        raise RetriableError(f"{where} cannot be read now: {trouble}")
 
     def _decode(self, value: bytes | None, where: str) -> Record:
         try:
