@@ -37,6 +37,8 @@ def _python_type(avro: Any) -> str:
 
 
 def _default(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value)  # double quotes, as the formatter has them
     return "()" if value == [] else repr(value)
 
 

@@ -129,7 +129,7 @@ class ErrorClassified(Record):
     retryable: bool
     fingerprint: str
     rule: str
-    disposition: str = 'opened'
+    disposition: str = "opened"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
