@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.development.service import LEDGER
 from examples.development.work import read_ledger
 from ops import stack
 from ops.kafka_topics import create
@@ -163,7 +164,7 @@ class _Run:
         """Gather rows, log and ledger."""
         workflows, attempts, waiting = (self._tables.ask(name) for name in ("workflows", "attempts", "waiting"))
         errors, runs = self._tables.ask("errors"), self._tables.step_runs()
-        executions = read_ledger(self._settings.scratch / "ledger.jsonl")
+        executions = read_ledger(self._settings.scratch / LEDGER)
         return Report(
             version=report.VERSION,
             run=self._plan.run,

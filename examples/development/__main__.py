@@ -34,7 +34,7 @@ def settings_of(arguments: list[str] | None = None) -> Settings:
         parser.error("--count, --first and --work-ms may not be negative, --per-second must be above 0")
     return Settings(
         run=given.run or uuid.uuid4().hex[:12],
-        scratch=given.scratch or Path(tempfile.mkdtemp(prefix="kintsugi-development-")),
+        scratch=(given.scratch or Path(tempfile.mkdtemp(prefix="kintsugi-development-"))).resolve(),
         seed=given.seed,
         first=given.first,
         count=given.count,

@@ -34,6 +34,8 @@ STEP_TIMEOUT_MS = 4_000
 #: A hung step wakes up by itself after this; long before, a command has replaced it.
 HUNG_S_MAX = 4 * STEP_TIMEOUT_MS / 1000
 _HUNG_LOOK_S = 0.1
+#: In the scratch folder: every execution of a deployment.
+LEDGER = "ledger.jsonl"
 _POLL_S = 0.002
 _IDS = uuid.UUID("6b696e74-0000-5000-8000-64656d6f0000")
 
@@ -61,16 +63,10 @@ class Development:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._strikes = Strikes(settings.scratch / "strikes")
         self._started = settings.scratch / "started"
         self._started.mkdir(parents=True, exist_ok=True)
         self.client = Client.connect(SERVICE, interceptors=[self._damage])
         self.kind = self._declare()
-
-    @property
-    def ledger(self) -> Path:
-        """Where every execution of a deployment is written down."""
-        return self._settings.scratch / "ledger.jsonl"
 
     def start_all(self, stop: Event) -> int:
         """Start this process's share, except what an earlier process under the same name has started."""
@@ -83,16 +79,17 @@ class Development:
                 break
             workflow = self.start(index)
             # Only what Kafka has confirmed is started: until then a process that dies leaves it to its successor.
-            while workflow.known_partition() < 0 and not stop.is_set():
-                time.sleep(_POLL_S)
+            while workflow.known_partition() < 0:
+                if stop.wait(_POLL_S):
+                    return number
             mark.touch()
             number += 1
             stop.wait(1 / self._settings.per_second)
         return number
 
     def start(self, index: int) -> Workflow:
-        """Start one workflow of the plan."""
-        data = {"index": index, "seed": self._settings.seed, "run": self._settings.run}
+        """Start one workflow of the plan. Its state names its folder: whoever goes on with it works there."""
+        data = {"index": index, "seed": self._settings.seed, "scratch": str(self._settings.scratch)}
         return self.kind.start(data, workflow_id=workflow_id_of(self._settings.run, index))
 
     def _declare(self) -> WorkflowType:
@@ -136,12 +133,13 @@ class Development:
             step_run_id=ctx.run_id,
             pid=os.getpid(),
         )
-        work.append_to_ledger(self.ledger, execution)
-        target = self._settings.scratch / "target" / ctx.workflow.workflow_id
+        scratch = Path(ctx.state["scratch"])
+        work.append_to_ledger(scratch / LEDGER, execution)
+        target = scratch / "target" / ctx.workflow.workflow_id
         ctx.state["manifest"] = work.deploy(self._folder(ctx), target, ctx.state["artefacts"], execution=execution)
 
     def _folder(self, ctx: StepContext) -> Path:
-        return self._settings.scratch / "work" / ctx.workflow.workflow_id
+        return Path(ctx.state["scratch"]) / "work" / ctx.workflow.workflow_id
 
     # -- faults ---------------------------------------------------------------------------------------------------
 
@@ -152,7 +150,7 @@ class Development:
         fault = fault_of(ctx.state["index"], ctx.state["seed"])
         if fault is None or fault.step_id != ctx.step_id or fault.kind in (PERMANENT, CORRUPT_CHECKPOINT):
             return fault
-        number = self._strikes.take(ctx.workflow.workflow_id, fault)
+        number = _strikes(ctx.state).take(ctx.workflow.workflow_id, fault)
         if number is not None:
             self._strike(ctx, fault, number)
         return fault
@@ -177,17 +175,18 @@ class Development:
         """Between client and Kafka: spoil one checkpoint of the workflows whose plan says so, as a bad disk would."""
         if type(record).__name__ != "CheckpointCreated" or record.checkpoint_type != "step_start" or not record.state:
             return record
-        fault = self._planned(record.workflow_id)
+        workflow = self.client.workflow(record.workflow_id)
+        if workflow is None or "index" not in workflow.data:
+            return record
+        fault = fault_of(workflow.data["index"], workflow.data["seed"])
         if fault is None or fault.kind != CORRUPT_CHECKPOINT or fault.step_id != record.step_id:
             return record
-        if self._strikes.take(record.workflow_id, fault) is None:
+        if _strikes(workflow.data).take(record.workflow_id, fault) is None:
             return record
         middle = len(record.state) // 2
         spoiled = record.state[:middle] + bytes([record.state[middle] ^ 0xFF]) + record.state[middle + 1 :]
         return dataclasses.replace(record, state=spoiled)
 
-    def _planned(self, workflow_id: str) -> Fault | None:
-        workflow = self.client.workflow(workflow_id)
-        if workflow is None or "index" not in workflow.data:
-            return None
-        return fault_of(workflow.data["index"], workflow.data["seed"])
+
+def _strikes(state: dict[str, Any]) -> Strikes:
+    return Strikes(Path(state["scratch"]) / "strikes")
