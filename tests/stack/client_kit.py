@@ -187,10 +187,14 @@ class Child:
 
     def ask(self, do: str, **fields: Any) -> Any:
         """Let the service do something, and wait for its answer."""
+        self.tell(do, **fields)
+        return self._read()["answer"]
+
+    def tell(self, do: str, **fields: Any) -> None:
+        """Let the service do something."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
         self.process.stdin.flush()
-        return self._read()["answer"]
 
     def start(self, plan: dict[str, list[str]], workflow_id: str | None = None) -> str:
         """Start a workflow, and wait until its start is in the log."""

@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Message
 from kintsugi_client import Client, StepContext, WorkflowType
+from kintsugi_client.inbox import Received
 from kintsugi_client.listener import Listener
 
 STEPS = ("one", "two", "three")
@@ -87,14 +88,14 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 def _die_after_commit() -> None:
     """Die as soon as a command's position is committed, before it is accepted."""
-    commit = Listener._commit
+    committed = Listener._committed
 
-    def commit_and_die(self: Listener, consumer: Consumer, ends: dict[int, int]) -> set[int]:
-        commit(self, consumer, ends)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("unreachable")
+    def commit_and_die(self: Listener, consumer: Consumer, messages: list[Message]) -> list[Received]:
+        if committed(self, consumer, messages):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return []
 
-    Listener._commit = commit_and_die  # type: ignore[method-assign]
+    Listener._committed = commit_and_die  # type: ignore[method-assign]
 
 
 def main() -> None:
