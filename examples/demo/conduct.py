@@ -38,8 +38,8 @@ KILL_SERVICE_AT = 1 / 2
 #: What a process manager takes to notice and start anew.
 REPLACE_AFTER_S = 3.0
 ROLES_TIMEOUT_S = 60.0
-#: The last workflow starts after 24 s, and no ladder of the demo's policy takes longer than a minute.
-WORKFLOWS_TIMEOUT_S = 120.0
+#: After the last workflow has started; no ladder of the demo's policy takes longer than a minute.
+REPAIRS_TIMEOUT_S = 90.0
 CATCH_UP_TIMEOUT_S = 30.0
 #: The last answer of a service to a command follows its workflow's end within milliseconds.
 SETTLE_TIMEOUT_S = 10.0
@@ -136,7 +136,8 @@ class _Run:
     def watch(self) -> None:
         """Show progress, kill and replace, until every workflow has ended or waits for a human, or time is up."""
         total = len(self._plan.ids)
-        deadline_s = time.monotonic() + WORKFLOWS_TIMEOUT_S
+        timeout_s = total / STARTS_PER_SECOND + REPAIRS_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             self._children.check()
             by_status = self._tables.progress()
@@ -147,7 +148,7 @@ class _Run:
             if killed and sum(by_status.get(status, 0) for status in ENDED) == total:
                 return
             time.sleep(_POLL_S)
-        self._screen.say(f"not every workflow has ended within {WORKFLOWS_TIMEOUT_S:.0f} s")
+        self._screen.say(f"not every workflow has ended within {timeout_s:.0f} s")
 
     def settle(self) -> None:
         """Let the last answers arrive, stop services and recovery, and let the tables catch up."""
