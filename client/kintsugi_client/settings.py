@@ -38,7 +38,7 @@ _CLASSIC = {
     "session.timeout.ms": 6_000,
     "heartbeat.interval.ms": 1_500,
 }
-#: A broker that is away fails many times a second; it is said this often.
+#: A broker that is away fails many times a second, and refuses as much; it is said this often.
 _REPORT_INTERVAL_S = 30.0
 
 T = TypeVar("T")
@@ -146,15 +146,28 @@ def describe_error(error: KafkaError) -> str:
         return "a Kafka error that cannot be read"
 
 
-class Reporter:
-    """librdkafka's `error_cb`: what it retries by itself is only logged, each kind seldom."""
+class Seldom:
+    """Says of each kind of news once in a while that it is due: what happens in a loop must not fill the log."""
 
     def __init__(self) -> None:
-        self._quiet_until_s: dict[int, float] = {}
+        self._quiet_until_s: dict[object, float] = {}
+
+    def due(self, kind: object) -> bool:
+        """Whether it may be said now. Kinds are few: error codes, names of records."""
+        now_s = time.monotonic()
+        if now_s < self._quiet_until_s.get(kind, 0.0):
+            return False
+        self._quiet_until_s[kind] = now_s + _REPORT_INTERVAL_S
+        return True
+
+
+class Reporter:
+    """librdkafka's `error_cb`: what it retries by itself is only logged."""
+
+    def __init__(self) -> None:
+        self._seldom = Seldom()
 
     def __call__(self, error: KafkaError) -> None:
         """Log it, unless the same was said a moment ago."""
-        now_s = time.monotonic()
-        if now_s >= self._quiet_until_s.get(error.code(), 0.0):
-            self._quiet_until_s[error.code()] = now_s + _REPORT_INTERVAL_S
+        if self._seldom.due(error.code()):
             log.warning("kafka: %s", describe_error(error))

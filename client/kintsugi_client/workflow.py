@@ -25,6 +25,7 @@ from .checkpoints import Chain, new_id, next_link, now_us, store, store_evidence
 from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, SupersededError
 from .outbox import Delivery
 from .run import Pause, Run, Standing
+from .settings import Seldom
 from .step import StepContext
 from .texts import CODE_MAX, CONTEXT_MAX, MESSAGE_MAX, RESULT_MAX, STACK_MAX, STEP_ID_MAX, clean, describe, json_text
 
@@ -36,6 +37,7 @@ ENDED = frozenset({"completed", "cancelled"})
 
 log = logging.getLogger("kintsugi_client")
 R = TypeVar("R", bound=Record)
+_seldom = Seldom()
 
 
 class Workflow:
@@ -95,7 +97,8 @@ class Workflow:
         try:
             return self.emit(kind, run, **fields)
         except (BufferFullError, NotDeliveredError) as error:
-            log.warning("%s of %s: %s", kind.__name__, self.workflow_id, error)
+            if _seldom.due(kind):
+                log.warning("%s of %s: %s", kind.__name__, self.workflow_id, error)
             return None
 
     def announce(self, input_text: str) -> None:
