@@ -230,6 +230,7 @@ def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) ->
         "checkpoints": len(state.checkpoints_before(case.opened_offset)),
         "severity": case.severity,
         "action": choice.plan.action,
+        **({"unanswered": case.unanswered} if case.unanswered else {}),
         **({"trigger": choice.trigger} if choice.trigger else {}),
     }
     yield Append(

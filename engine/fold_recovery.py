@@ -20,6 +20,8 @@ from .events import Delivered
 from .state import CASES_MAX, FAILED, Attempt, Case, StepRun, Transition, WorkflowState
 from .strategies import MANUAL, RESTORING
 
+#: What ended an attempt that no service answered.
+UNANSWERED = "no service accepted the command in time"
 _RUNS_ANEW = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RollbackTo"})
 
 
@@ -88,9 +90,28 @@ def _in_flight(attempt: Attempt) -> bool:
     return attempt.status in ("sent", "accepted") and attempt.decision.strategy != MANUAL
 
 
-def _end(state: WorkflowState, case: Case, attempt: Attempt, outcome: str, detail: str) -> None:
+def _end(
+    state: WorkflowState, case: Case, attempt: Attempt, outcome: str, detail: str, *, answered: bool = True
+) -> None:
+    """End the attempt in flight. One that no service answered did nothing, so it uses up no try of its rung."""
     case.attempt = None
+    if answered:
+        _use(case, attempt.decision)
+    else:
+        case.unanswered += 1
     state.transitions = (Transition("ended", case, attempt, outcome, detail),)
+
+
+def _use(case: Case, decision: RecoveryDecided) -> None:
+    """Count a try on its rung, and remember what the next one builds on."""
+    case.unanswered = 0
+    progress = case.progress or {}
+    rung, count = progress.get(decision.error_type, (decision.rung, 0))
+    case.progress = {**progress, decision.error_type: (rung, count + 1)}
+    if decision.strategy in RESTORING:
+        case.restores += 1
+    if decision.strategy == "increase_timeout_and_retry":
+        case.timeout_ms = decision.timeout_ms
 
 
 def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> bool:
@@ -114,14 +135,9 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
     )
     case.attempts = record.attempt_number
     state.attempts += 1
-    if record.strategy in RESTORING:
-        case.restores += 1
-    if record.strategy == "increase_timeout_and_retry":
-        case.timeout_ms = record.timeout_ms
     progress = case.progress or {}
-    rung, count = progress.get(record.error_type, (0, 0))
-    count = count + 1 if rung == record.rung else 1
-    case.progress = {**progress, record.error_type: (record.rung, count)}
+    rung, count = progress.get(record.error_type, (record.rung, 0))
+    case.progress = {**progress, record.error_type: (record.rung, count if rung == record.rung else 0)}
     if state.deadline_passed:  # the repair gets a workflow deadline of its own
         state.deadline_passed = False
         state.deadline_from_us = event.timestamp_us
@@ -274,7 +290,7 @@ def _case_timer(state: WorkflowState, record: TimerFired, event: Delivered) -> N
                 attempt.sent_at_us = event.timestamp_us
                 state.transitions = (Transition("send", case, attempt),)
             elif record.kind == "acknowledge_timeout" and attempt.status == "sent" and _in_flight(attempt):
-                _end(state, case, attempt, "unknown", "no service accepted the command in time")
+                _end(state, case, attempt, "unknown", UNANSWERED, answered=False)
             elif record.kind == "attempt_timeout" and attempt.status == "accepted":
                 _end(state, case, attempt, "unknown", "accepted, but the step did not complete in time")
             return

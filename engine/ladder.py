@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schemas.ids import derive_id
 
-from .policy.model import Ladder, Policy, Rung
+from .backoff import jittered_ms
+from .policy.model import Backoff, Ladder, Policy, Rung
 from .state import Case, WorkflowState
 from .strategies import MANUAL, STRATEGIES, Plan, Situation, Unavailable
 
+#: Longest wait before the next command to a service that answered none so far.
+UNANSWERED_WAIT_MS_MAX = 600_000
 _HUMAN = Rung(strategy=MANUAL, attempts_max=1)
 
 
@@ -44,6 +47,7 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
         if reason is None and strategy is not None:
             plan = strategy(Situation(state, case, rung, policy, attempt_id, made + 1))
             if not isinstance(plan, Unavailable):
+                plan = _spaced(plan, case, policy, attempt_id)
                 rule = (
                     f"recovery_strategies.{ladder.error_type}: rung {number + 1}, try {made + 1} of {rung.attempts_max}"
                 )
@@ -53,6 +57,15 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
     critical = case.severity == "critical"
     trigger = "critical_state_corruption" if critical else "all_recovery_strategies_failed"
     return _human(state, case, policy, ladder, "the ladder is exhausted", trigger, passed)
+
+
+def _spaced(plan: Plan, case: Case, policy: Policy, attempt_id: str) -> Plan:
+    """Wait longer and longer for a service that does not answer: the first command may have met a dying process."""
+    if case.unanswered <= 1:
+        return plan
+    backoff = Backoff(base_ms=policy.timeouts.acknowledge_ms, max_ms=UNANSWERED_WAIT_MS_MAX)
+    wait_ms = jittered_ms(backoff, case.unanswered - 1, attempt_id)
+    return replace(plan, execute_after_ms=max(plan.execute_after_ms, wait_ms))
 
 
 def attempt_id_of(case: Case) -> str:

@@ -19,7 +19,7 @@ from .graph import graph_of
 from .state import Attempt, Case, StepRun, WorkflowState
 
 #: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
-VERSION = 1
+VERSION = 2
 #: Largest snapshot that is read, uncompressed: about 500,000 open workflows of one partition.
 SIZE_BYTES_MAX = 2 * 1024**3
 

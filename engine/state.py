@@ -69,7 +69,7 @@ class Case:
     """An open error and how far its repair has come.
 
     `progress` holds per error type (rung, attempts made on it): an error that changes its type on the way changes
-    ladders, and comes back to where it left.
+    ladders, and comes back to where it left. `unanswered` counts the attempts in a row that no service answered.
     """
 
     error_id: str
@@ -86,6 +86,7 @@ class Case:
     intervention_id: str | None = None
     intervention_deadline_us: int = 0
     interventions: int = 0
+    unanswered: int = 0
     progress: dict[str, tuple[int, int]] | None = None
 
 

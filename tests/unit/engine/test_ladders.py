@@ -185,6 +185,42 @@ def test_no_answer_is_unknown_and_moves_on(world: World, service: Service) -> No
     assert world.commands[0].expires_at <= world.commands[1].occurred_at
 
 
+def test_a_service_that_is_away_for_long_uses_up_no_try(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    world.advance(HOUR_MS - 600_000)  # before the workflow's own deadline
+    assert len(service.decisions) > 5
+    assert {d.strategy for d in service.decisions} == {"increase_timeout_and_retry"}
+    assert {d.timeout_ms for d in service.decisions} == {1_200_000}, "nothing ran, so nothing was too short"
+    assert {d.rule for d in service.decisions} == {"recovery_strategies.timeout: rung 1, try 1 of 3"}
+    waits = [d.execute_after_ms for d in service.decisions]
+    assert waits[:2] == [0, 0], "the first command may have met a process that was dying"
+    assert max(waits) > 60_000, "commands come less and less often"
+    command = world.commands[-1]
+    service.acknowledge(command)
+    service.start("build", command)
+    service.complete("build", command)
+    assert finished(world)[-1][1] == "succeeded"
+
+
+def test_a_service_that_never_comes_back_ends_with_a_human(world: World, service: Service) -> None:
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    world.advance(24 * HOUR_MS)
+    assert service.decisions[-1].strategy == "manual_intervention"
+    assert "budgets.workflow_max" in service.decisions[-1].rule
+
+
+def test_unanswered_restores_go_back_to_the_same_checkpoint(world: World, service: Service) -> None:
+    service.checkpoint("generate", saved)
+    newest = service.checkpoint("generate", saved)
+    service.start("build")
+    service.fail("build", "INFINITE_LOOP")
+    world.advance(60_000)
+    assert len(service.decisions) > 1
+    assert {d.checkpoint_id for d in service.decisions} == {newest.checkpoint_id}
+
+
 def test_service_that_accepts_and_never_finishes_is_found(world: World, service: Service) -> None:
     service.start("build")
     service.fail("build", "TIMEOUT")

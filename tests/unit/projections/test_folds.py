@@ -171,7 +171,7 @@ def test_a_human_is_asked_and_answers(world: World, service: Service) -> None:
 
 def _until_human(world: World, service: Service) -> InterventionRequested:
     for _ in range(10):
-        world.advance(60_000)
+        world.advance(10_000)  # longer than the backoff, shorter than the wait for an answer
         found = world.records(InterventionRequested)
         if found:
             return found[0]
