@@ -49,7 +49,7 @@ def test_an_error_is_answered_with_one_command_in_the_same_trace(topics: Topics,
     assert role.stop() == 0
 
 
-def test_a_passed_deadline_is_answered_within_the_goal(topics: Topics, start: Start) -> None:
+def test_a_passed_deadline_is_answered_and_not_before(topics: Topics, start: Start) -> None:
     role = start()
     role.wait_log("partitions assigned")
     workflow_id = str(uuid.uuid4())
@@ -57,7 +57,7 @@ def test_a_passed_deadline_is_answered_within_the_goal(topics: Topics, start: St
     wait_for("a command", lambda: topics.commands({workflow_id}))
     begun = topics.read(EVENTS, {workflow_id})[0].timestamp()[1]
     sent = topics.read(COMMANDS, {workflow_id})[0].timestamp()[1]
-    assert begun + 300 <= sent <= begun + 300 + 500  # the bench holds it to 150 ms
+    assert begun + 300 <= sent, "never before its time; how soon after is the bench's to say"
 
 
 @pytest.mark.parametrize("point", CRASH_POINTS)
@@ -82,17 +82,15 @@ def test_killed_at_any_point_it_decides_once(topics: Topics, start: Start, point
     assert role.stop() == 0
 
 
-def test_a_killed_member_is_replaced_within_seconds(topics: Topics, start: Start) -> None:
+def test_a_killed_member_is_replaced(topics: Topics, start: Start) -> None:
     first, second = start(), start()
     for role in (first, second):
         wait_for("both members", lambda role=role: role.metric("kintsugi_partitions_assigned") == 4)
     ids = {str(uuid.uuid4()) for _ in range(20)}
     first.process.kill()
-    killed_s = time.monotonic()
     for workflow_id in ids:
         topics.put(*failing(workflow_id))
-    wait_for("all commands", lambda: {c.workflow_id for c in topics.commands(ids)} == ids, 20)
-    assert time.monotonic() - killed_s < 10  # the goal of 3 s is measured by the bench; reading topics takes time here
+    wait_for("all commands", lambda: {c.workflow_id for c in topics.commands(ids)} == ids)
     assert len({c.command_id for c in topics.commands(ids)}) == len(ids)
 
 
