@@ -133,7 +133,7 @@ class Work:
             key=workflow.workflow_id,
             run=run,
             work=lambda: self._perform(workflow, run, prepare),
-            dropped=lambda reason: run.settle("unknown", reason),
+            dropped=lambda reason: run.settle("failed", reason),
         )
         self.runner.submit(job, urgent=urgent)
 

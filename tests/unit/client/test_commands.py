@@ -435,14 +435,23 @@ def test_a_command_that_still_waits_for_a_thread_is_replaced_in_its_place(servic
     first = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
     flow.kind.start()
     second = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
-    assert service.answer(first) == ("unknown", "another command took over")
+    assert service.answer(first) == ("failed", "another command took over")
     assert service.answers(second) == []
     assert service.client.stats()["queued"] == 2
     gate.set()
     assert service.answer(second) == ("succeeded", None)
 
 
-def test_what_still_waits_when_the_service_stops_is_answered(service: Service, flow: Flow) -> None:
+def test_what_waits_for_a_thread_when_the_service_stops_is_answered(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    gate = flow.occupy_all_threads()
+    waiting = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    service.client.close(0.1)
+    gate.set()
+    assert service.answers(waiting) == [("failed", "the service stopped before it was begun")]
+
+
+def test_what_is_at_work_when_the_service_stops_is_left_to_the_engine(service: Service, flow: Flow) -> None:
     workflow = flow.failed_workflow()
     flow.gates["two"] = gate = threading.Event()
     flow.entered["two"].clear()
