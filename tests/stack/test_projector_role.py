@@ -108,6 +108,7 @@ def test_killed_at_any_point_the_tables_are_the_fold_of_the_log(
     role = start("projector")
     role.wait_log("partitions assigned")
     wait_for("all workflows", lambda: all(status_of(own, i) == "completed" for i in ids))
+    wait_for("no lag", lambda: role.metric("kintsugi_consumer_lag_records") == 0)
     assert role.stop() == 0
     report = tables_agree(own)
     assert report.sound, report
