@@ -7,8 +7,8 @@ development = client.workflow_type("development", version="1")
 def build(ctx):
     ctx.state["artifact"] = compile_sources(ctx.state["sources"])
 
-client.listen()                      # carry out recovery commands
 development.start({"sources": "src"})
+client.serve()                       # carry out recovery commands until SIGTERM
 """
 
 from __future__ import annotations

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
@@ -38,6 +42,10 @@ _SERVICE_MAX = 200
 _PRODUCER_MAX = 255
 #: What the last flush of `close` gets at least.
 _FLUSH_FLOOR_S = 0.5
+#: What a process that ends without `close` may take for it.
+_AT_EXIT_S = 2.0
+
+log = logging.getLogger("kintsugi_client")
 
 
 class Client:
@@ -78,6 +86,7 @@ class Client:
         self._types: dict[str, WorkflowType] = {}
         self._listener: Listener | None = None
         self._undelivered: Undelivered | None = None
+        atexit.register(self._at_exit)
 
     @classmethod
     def connect(cls, service: str, *, kafka: str | None = None, registry: str | None = None, **options: Any) -> Client:
@@ -135,6 +144,23 @@ class Client:
             self._listener.start()
         return self._listener.ready(ready_timeout_s)
 
+    def serve(self) -> Undelivered:
+        """Listen until SIGTERM or Ctrl-C, then close: the end of a service's main function."""
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError(
+                "serve() waits for signals, which only the main thread can", hint="use listen() and close()"
+            )
+        stop = threading.Event()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+        try:
+            self.listen(ready_timeout_s=0)
+            stop.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self.close()
+
     def stats(self) -> dict[str, int]:
         """Counters: commands by what became of them, workflows here, runs waiting, threads left behind."""
         return {
@@ -162,7 +188,14 @@ class Client:
         self.reader.close()
         if self._registry is not None:
             self._registry.close()
+        if self._undelivered:
+            log.warning("not confirmed by Kafka: %s", self._undelivered)
+        atexit.unregister(self._at_exit)
         return self._undelivered
+
+    def _at_exit(self) -> None:
+        """The process ends, and nobody has closed the client: what is in the buffer gets a last chance."""
+        self.close(_AT_EXIT_S)
 
     # -- workflows in this process --------------------------------------------------------------------------------
 

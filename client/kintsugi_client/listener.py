@@ -245,7 +245,7 @@ class Listener:
         try:
             with self._lock:
                 self._expected.get(received.place[0], {}).pop(command.command_id, None)
-                found = self.ledger.take(command.command_id, received.place, received.timestamp_ms)
+                found = self.ledger.take(command.command_id, received.place, received.timestamp_ms, command.expires_at)
         except KintsugiError as error:
             self._carrier.refuse(received, str(error))
             return False

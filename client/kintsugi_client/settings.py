@@ -29,6 +29,7 @@ _OURS = frozenset(
         "enable.auto.offset.store",
         "enable.idempotence",
         "message.timeout.ms",
+        "partition.assignment.strategy",
         "request.required.acks",
     }
 )

@@ -102,12 +102,13 @@ class Watch:
             self._live_from[partition] = offset
         received = self._inbox.read(message, self._stopping)
         if received is not None:
-            first = self._ledger.saw(received.command.command_id, received.place, received.timestamp_ms)
+            command = received.command
+            first = self._ledger.saw(command.command_id, received.place, received.timestamp_ms, command.expires_at)
             if offset >= self._live_from[partition]:
                 try:
                     self._seen(received, first)
                 except Exception:
-                    log.exception("command %s could not be looked at", received.command.command_id)
+                    log.exception("command %s could not be looked at", command.command_id)
         if not self._stopping.is_set():
             self._next[partition] = offset + 1
 

@@ -118,6 +118,11 @@ def main() -> None:
             workflow = planned.kind.start(asked["data"], workflow_id=asked["workflow_id"])
             while workflow.known_partition() < 0:
                 time.sleep(0.005)
+        elif asked["do"] == "start and end":
+            workflow = planned.kind.start(asked["data"], workflow_id=asked["workflow_id"])
+            while workflow.status != "completed":
+                time.sleep(0.001)
+            return
         elif asked["do"] == "stats":
             answer = {**client.stats(), "partitions": sorted(client._listener._mine) if client._listener else []}
         elif asked["do"] == "held":

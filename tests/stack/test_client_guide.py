@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +14,10 @@ from kintsugi_client import Client
 
 from ops.stack import Addresses
 from schemas.records.commands import ScaleResources
-from schemas.records.events import WorkflowCompleted, WorkflowErrorOccurred
+from schemas.records.events import CheckpointCreated, WorkflowCompleted, WorkflowErrorOccurred
 from tests.unit.docs.pages import ROOT, blocks, text_of
 
-from .client_kit import Desk
+from .client_kit import Desk, state_of
 from .kit import Role, Topics, wait_for
 
 
@@ -44,7 +48,7 @@ def test_the_page_is_right(
 ) -> None:
     start().wait_log("partitions assigned")
     # The blocks that declare types come before `listen`, as the page says.
-    run(session, QUICKSTART, {"client.listen()": "", "workflow = monthly": "begin = lambda: monthly"})
+    run(session, QUICKSTART, {"client.serve()": "", "monthly.start": "begin = lambda: monthly.start"})
     run(session, '@monthly.on("ScaleResources")')
     run(session, '@imports.on("RetryStep")', {"run(imports.begin": "begin_import = lambda: run(imports.begin"})
     client: Client = session["client"]
@@ -66,16 +70,26 @@ def test_the_page_is_right(
     assert capsys.readouterr().out == ""
 
 
-def test_the_quickstart_repairs_itself(topics: Topics, session: dict[str, Any], start: Callable[..., Role]) -> None:
-    """The quickstart as it stands, but for a step that is late the first time."""
+def test_the_quickstart_is_a_service(
+    topics: Topics, environment: dict[str, str], start: Callable[..., Role], tmp_path: Path
+) -> None:
+    """As it stands, but for a step that is late the first time."""
     start().wait_log("partitions assigned")
-    late = iter([True])
-    session["late"] = lambda: next(late, False)
-    failing = 'if late(): raise TimeoutError("late")\n    ctx.state["total"]'
-    run(session, QUICKSTART, {'ctx.state["total"]': failing})
-    workflow = session["workflow"]
-    of = {workflow.workflow_id}
+    late = """if not ctx.state.get("late") and not LATE.exists():
+        LATE.touch()
+        raise TimeoutError("late")
+    ctx.state["total"]"""
+    program = QUICKSTART.replace('ctx.state["total"]', late).replace("monthly.start", "print(monthly.start")
+    program = program.replace("30})", "30}).workflow_id, flush=True)")
+    script = tmp_path / "service.py"
+    script.write_text(f"from pathlib import Path\nLATE = Path({str(tmp_path / 'late')!r})\n{program}", encoding="utf-8")
+    process = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    of = {process.stdout.readline().strip()}
     wait_for("its completion", lambda: topics.events(WorkflowCompleted, of))
     assert [e.error_code for e in topics.events(WorkflowErrorOccurred, of)] == ["TimeoutError"]
-    assert workflow.status == "completed" and workflow.data["total"] == sum(n * n for n in range(30))
-    assert not session["client"].close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    process.stdout.close()
+    last = topics.events(CheckpointCreated, of)[-1]
+    assert state_of(last)["data"]["total"] == sum(n * n for n in range(30))

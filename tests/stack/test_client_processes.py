@@ -235,3 +235,36 @@ def test_a_workflow_is_paused_and_resumed_where_it_is(topics: Topics, desk: Desk
     desk.send(late, fence)
     desk.wait_answers(fence, ("accepted", False), ("failed", False))
     assert desk.answers(late) == []
+
+
+def test_a_process_that_was_asleep_carries_out_nothing_that_moved_on(topics: Topics, desk: Desk, spawn: Spawn) -> None:
+    """FAULTS.md row 8: stopped for longer than the session timeout, and awake again: a zombie."""
+    options = ("--consumer", '{"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}')
+    first, second = spawn(*options), spawn(*options)
+    share(first, second)
+    ids = [first.start({"two": ["hold"]}, id_for(first)) for _ in range(3)]
+    wait_for("their second steps", lambda: all(len(first.ran(i)) == 2 for i in ids))
+    first.process.send_signal(signal.SIGSTOP)
+    commands = [desk.build(RetryStep, i, first.name, step_id="two", **desk.where(i)) for i in ids]
+    desk.send(*commands)
+    for command in commands:
+        desk.wait_answers(command, *DONE)
+    completed(topics, *ids)
+    first.process.send_signal(signal.SIGCONT)
+    wait_for("it lets them go", lambda: first.ask("held") == [])
+    before = {i: len(topics.records(EVENTS, of={i})) for i in ids}
+    (first.folder / "release").touch()
+    wait_for("its hung steps' end", lambda: first.ask("stats")["abandoned"] == 0)
+    share(first, second)
+    for command in commands:
+        assert len(desk.answers(command)) == 2
+        again = [r["pid"] for r in first.ran(command.workflow_id) if r["command_id"] == command.command_id]
+        assert again == [second.process.pid] * 2
+    assert {i: len(topics.records(EVENTS, of={i})) for i in ids} == before
+
+
+def test_a_process_that_ends_without_close_still_delivers(topics: Topics, spawn: Spawn) -> None:
+    child = spawn()
+    child.tell("start and end", data={}, workflow_id=(workflow_id := str(uuid.uuid4())))
+    assert child.process.wait(30) == 0
+    completed(topics, workflow_id)

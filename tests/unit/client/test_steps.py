@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from kintsugi_client import (
     BufferFullError,
+    ConfigError,
     NotDeliveredError,
     RetriableError,
     StateError,
@@ -452,3 +454,33 @@ def test_a_last_step_that_ends_while_closing_completes_the_workflow(service: Ser
     go.set()
     closing.join(20)
     assert workflow.status == "completed"
+
+
+def test_serve_belongs_in_the_main_thread(service: Service) -> None:
+    refused: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            service.client.serve()
+        except ConfigError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join(20)
+    assert "only the main thread can" in str(refused[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_at_a_signal_and_closes(
+    service: Service, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def listen(**_: object) -> bool:
+        signal.raise_signal(number)
+        return False
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(service.client, "listen", listen)
+    assert not service.client.serve()
+    assert signal.getsignal(number) is before
+    assert service.client.closing

@@ -131,6 +131,7 @@ def test_undeclared_steps_are_allowed_and_checked(kind: WorkflowType) -> None:
         ("workers: 0", {"service": "s", "workers": 0}),
         ("No such configuration property", {"service": "s", "config": {"bootsrap.servers": "x"}}),
         ("acks: the client's promises rest on it", {"service": "s", "config": {"acks": "1"}}),
+        ("partition.assignment.strategy: the", {"service": "s", "config": {"partition.assignment.strategy": "range"}}),
         ("enable.auto.commit: the client's", {"service": "s", "consumer_config": {"enable.auto.commit": True}}),
         ("queue.buffering.max.messages", {"service": "s", "config": {"queue.buffering.max.messages": 0}}),
         ("queue.buffering.max.messages", {"service": "s", "producer_config": {"queue.buffering.max.messages": "many"}}),
