@@ -27,7 +27,7 @@ from .errors import NotDeliveredError
 from .inbox import Inbox, Received
 from .ledger import AGAIN, NEW, Ledger
 from .outbox import Delivery
-from .settings import connected, describe_error
+from .settings import Seldom, connected, describe_error
 from .watch import LOOKUP_S, Watch
 
 _POLL_S = 0.1
@@ -97,6 +97,7 @@ class Listener:
         self._expected: dict[int, dict[str, Received]] = {}
         #: Commands that the watch saw and that are this process's to carry out.
         self._handed: deque[Received] = deque()
+        self._seldom = Seldom()
         self._stopping = threading.Event()
         self._assigned = False
         self._ready = threading.Event()
@@ -174,7 +175,7 @@ class Listener:
                 self._waiting[partition] = time.monotonic()
             elif error.fatal():
                 raise KafkaException(error)
-            else:
+            elif self._seldom.due(error.code()):
                 log.warning("commands: %s", describe_error(error))
         for partition in early:
             # A seek that meets librdkafka's first lookup of an offset is lost: it reads from the beginning.
@@ -218,7 +219,8 @@ class Listener:
                 return {p.partition for p in done or () if p.error is not None}
             except KafkaException as error:
                 code = error.args[0]
-                log.warning("commands not taken up: %s", describe_error(code))
+                if self._seldom.due(code.code()):
+                    log.warning("commands not taken up: %s", describe_error(code))
                 if code.code() not in _TRANSIENT or time.monotonic() > deadline_s:
                     break
                 self._stopping.wait(_RETRY_S)
@@ -233,6 +235,8 @@ class Listener:
                     accepted.append((received, self._carrier.accept(received)))
             except KintsugiError as error:
                 log.error("command %s not taken up: %s", received.command.command_id, error)
+            except Exception:
+                log.exception("command %s not taken up", received.command.command_id)
         deadline_s = time.monotonic() + ACCEPT_TIMEOUT_S
         for received, delivery in accepted:
             try:
@@ -336,8 +340,11 @@ class Listener:
                 del self._waiting[partition]
                 self._begin_at(partition, start)
             except KafkaException as error:
-                log.warning("commands of partition %s wait: %s", partition, describe_error(error.args[0]))
-                self._waiting[partition] = time.monotonic() + _RETRY_S
+                if self._seldom.due("waiting"):
+                    log.warning("commands of partition %s wait: %s", partition, describe_error(error.args[0]))
+                # Kafka is away: the others would only wait for their answers too.
+                self._waiting.update(dict.fromkeys(self._waiting, time.monotonic() + _RETRY_S))
+                return
         if self._assigned and not self._waiting:
             self._ready.set()
 

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ._schemas.topics import COMMANDS
 from .inbox import Inbox, Received
 from .ledger import COMMAND_EXPIRY_MAX_MS, Ledger
-from .settings import connected, describe_error
+from .settings import Seldom, connected, describe_error
 
 LOOKUP_S = 5.0
 _POLL_S = 0.2
@@ -42,6 +42,7 @@ class Watch:
         self._next: dict[int, int] = {}
         self._first: dict[int, int] = {}
         self._live_from: dict[int, int] = {}
+        self._seldom = Seldom()
         self._stopping = threading.Event()
         self._incomplete = False
         self._thread = threading.Thread(target=self._run, name="kintsugi-watch", daemon=True)
@@ -72,7 +73,8 @@ class Watch:
             try:
                 self._read(consumer)
             except KafkaException as error:
-                log.warning("commands cannot be watched: %s", describe_error(error.args[0]))
+                if self._seldom.due(error.args[0].code()):
+                    log.warning("commands cannot be watched: %s", describe_error(error.args[0]))
             except Exception:
                 log.exception("the watch on commands begins anew")
             finally:
@@ -93,7 +95,7 @@ class Watch:
                     self._take(message)
                 elif error.fatal():
                     raise KafkaException(error)
-                elif error.code() != KafkaError._PARTITION_EOF:
+                elif error.code() != KafkaError._PARTITION_EOF and self._seldom.due(error.code()):
                     log.warning("commands: %s", describe_error(error))
 
     def _take(self, message: Message) -> None:

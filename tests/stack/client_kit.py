@@ -60,7 +60,9 @@ class Desk:
 
     def __init__(self, topics: Topics) -> None:
         self.topics = topics
-        self.producer = Producer({"bootstrap.servers": topics.at.kafka, "acks": "all", "message.max.bytes": 16_000_000})
+        self.producer = Producer(
+            {"bootstrap.servers": topics.at.kafka, "acks": "all", "message.max.bytes": 16_000_000, "log_level": 0}
+        )
 
     def build(self, kind: type[C], workflow_id: str, workflow_type: str, **fields: Any) -> C:
         """A command with a fresh id, valid for a minute."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions
 from kintsugi_client import BufferFullError, Client, ClosedError, NotDeliveredError, Workflow
 
 from ops import stack
@@ -17,12 +17,12 @@ from ops.kafka_topics import create
 from ops.stack import Addresses
 from ops.stack.state import VARIABLES
 from schemas.catalog import shipped
-from schemas.records.commands import RetryStep
+from schemas.records.commands import CompensateStep, RetryStep
 from schemas.records.events import CheckpointCreated, WorkflowErrorOccurred
 from schemas.registry import Registry
-from schemas.topics import EVENTS
+from schemas.topics import COMMANDS, EVENTS
 
-from .client_kit import Desk, Here, assert_chain
+from .client_kit import PARTITIONS, Desk, Here, assert_chain
 from .kit import Topics, wait_for
 
 #: So small that a few steps fill it: 80 for heartbeats, 90 for states, 100 for what ends something.
@@ -65,6 +65,13 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
 
 
 @pytest.fixture
+def topics(broken: Broken) -> Iterator[Topics]:
+    found = Topics(broken.at)
+    yield found
+    found.registry.close()
+
+
+@pytest.fixture
 def make(broken: Broken, tmp_path: Path) -> Iterator[Callable[..., Here]]:
     made: list[Here] = []
 
@@ -80,7 +87,7 @@ def make(broken: Broken, tmp_path: Path) -> Iterator[Callable[..., Here]]:
 
 
 def test_steps_go_on_while_the_buffer_fills_and_all_of_it_arrives_in_order(
-    broken: Broken, make: Callable[..., Here]
+    broken: Broken, topics: Topics, make: Callable[..., Here]
 ) -> None:
     broken.bring_back()
     sent: list[tuple[str, str]] = []
@@ -118,7 +125,6 @@ def test_steps_go_on_while_the_buffer_fills_and_all_of_it_arrives_in_order(
     closed = client.close()
     assert (closed.waiting, closed.given_up, closed.refused) == (0, 0, report.refused)
 
-    topics = Topics(broken.at)
     records = topics.records(EVENTS, of={workflow.workflow_id})
     arrived = [r.event_id for r in records]
     # In the order of the calls, each once, and nothing is missing but what was refused.
@@ -126,10 +132,11 @@ def test_steps_go_on_while_the_buffer_fills_and_all_of_it_arrives_in_order(
     assert len(set(arrived)) == len(arrived) == len(sent) - report.refused
     assert [type(r).__name__ for r in records][-2:] == ["StepCompleted", "WorkflowCompleted"]
     assert_chain(topics.events(CheckpointCreated, {workflow.workflow_id}))
-    topics.registry.close()
 
 
-def test_commands_are_carried_out_once_after_the_broker_was_away(broken: Broken, make: Callable[..., Here]) -> None:
+def test_commands_are_carried_out_once_after_the_broker_was_away(
+    broken: Broken, topics: Topics, make: Callable[..., Here]
+) -> None:
     broken.bring_back()
     here = make()
     assert here.client.listen()
@@ -138,26 +145,43 @@ def test_commands_are_carried_out_once_after_the_broker_was_away(broken: Broken,
     broken.take_away()
     time.sleep(2)  # long enough for the client to notice, in its own time
     broken.bring_back()
-    command = retry(broken, here, workflow)
-    topics = Topics(broken.at)
+    command = retry(topics, here, workflow)
     desk = Desk(topics)
     desk.send(command)
     desk.wait_answers(command, ("accepted", False), ("succeeded", False), ("succeeded", True))
     assert here.ran(workflow.workflow_id) == ["one", "two", "two", "three"]
-    topics.registry.close()
 
 
 def test_topics_that_do_not_exist_yet_are_waited_for(broken: Broken, tmp_path: Path) -> None:
     """A service may be deployed before `kintsugi topics create` was run: it begins to listen when they are there."""
     broken.bring_back()
     admin = AdminClient({"bootstrap.servers": broken.at.kafka})
-    admin.delete_topics(["workflow.commands"])["workflow.commands"].result(30)
+    admin.delete_topics([COMMANDS])[COMMANDS].result(30)
     client = Client.connect("early", kafka=broken.at.kafka, registry=broken.at.registry)
     client.workflow_type("early")
     assert not client.listen(ready_timeout_s=1.0)
     create(broken.at.kafka)
     assert client.listen(ready_timeout_s=OUTAGE_S)
     assert not client.close()
+
+
+def test_commands_in_partitions_that_were_added_are_carried_out(
+    broken: Broken, topics: Topics, make: Callable[..., Here]
+) -> None:
+    broken.bring_back()
+    here = make(config={"topic.metadata.refresh.interval.ms": 500})
+    here.kind.on("CompensateStep")(lambda command, workflow: None)
+    assert here.client.listen()
+    admin = AdminClient({"bootstrap.servers": broken.at.kafka})
+    admin.create_partitions([NewPartitions(COMMANDS, PARTITIONS + 2)])[COMMANDS].result(30)
+    desk = Desk(topics)
+    command = desk.build(CompensateStep, str(uuid.uuid4()), here.name, step_id="one")
+    value = topics.codec.encode(command)
+    for _ in range(2):  # the second one is a copy, and known as such
+        desk.producer.produce(COMMANDS, value, command.workflow_id, partition=PARTITIONS + 1)
+    wait_for("it is in the log", lambda: desk.producer.flush(1) == 0)
+    wait_for("its end", lambda: here.client.stats()["succeeded"] == 1, OUTAGE_S)
+    wait_for("the copy", lambda: here.client.stats()["repeated"] == 1, OUTAGE_S)
 
 
 def test_a_close_while_kafka_is_away_says_what_was_not_delivered(broken: Broken, make: Callable[..., Here]) -> None:
@@ -178,7 +202,7 @@ def test_a_close_while_kafka_is_away_says_what_was_not_delivered(broken: Broken,
 
 
 def test_a_service_that_starts_before_kafka_works_once_kafka_is_there(
-    broken: Broken, make: Callable[..., Here]
+    broken: Broken, topics: Topics, make: Callable[..., Here]
 ) -> None:
     broken.take_away()
     here = make()
@@ -187,12 +211,11 @@ def test_a_service_that_starts_before_kafka_works_once_kafka_is_there(
     wait_for("its error", lambda: here.ran(workflow.workflow_id) == ["one", "two"])
     broken.bring_back()
     assert here.client.listen(ready_timeout_s=OUTAGE_S)
-    retry(broken, here, workflow)
+    retry(topics, here, workflow)
 
 
-def retry(broken: Broken, here: Here, workflow: Workflow) -> RetryStep:
+def retry(topics: Topics, here: Here, workflow: Workflow) -> RetryStep:
     """Let a workflow's second step be retried, and wait until the service has answered."""
-    topics = Topics(broken.at)
     desk = Desk(topics)
     of = {workflow.workflow_id}
     wait_for("the report", lambda: topics.events(WorkflowErrorOccurred, of), OUTAGE_S)
@@ -200,5 +223,4 @@ def retry(broken: Broken, here: Here, workflow: Workflow) -> RetryStep:
     desk.send(command)
     wait_for("answers", lambda: len(desk.answers(command)) == 2, OUTAGE_S)
     desk.wait_answers(command, ("accepted", False), ("succeeded", False))
-    topics.registry.close()
     return command

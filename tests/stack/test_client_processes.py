@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,3 +270,39 @@ def test_a_process_that_ends_without_close_still_delivers(topics: Topics, spawn:
     child.tell("start and end", data={}, workflow_id=(workflow_id := str(uuid.uuid4())))
     assert child.process.wait(30) == 0
     completed(topics, workflow_id)
+
+
+def test_nothing_is_done_twice_while_processes_come_and_go(topics: Topics, desk: Desk, spawn: Spawn) -> None:
+    """Commands and copies of them, while one process after the other is killed, or stopped in order, and replaced."""
+    options = ("--consumer", '{"session.timeout.ms": 1500, "heartbeat.interval.ms": 500}')
+    serving = [spawn(*options), spawn(*options)]
+    share(*serving)
+    ids = [failed(topics, serving[0]) for _ in range(24)]
+    sent: list[RetryStep] = []
+    draw = random.Random(11)
+    for number in range(0, len(ids), 3):
+        fresh = [
+            desk.build(RetryStep, i, serving[0].name, step_id="two", **desk.where(i)) for i in ids[number : number + 3]
+        ]
+        sent += fresh
+        desk.send(*fresh, *draw.choices(sent, k=6))
+        if number % 6 == 0:
+            leaving = serving.pop(draw.randrange(2))
+            if number % 12 == 0:
+                leaving.kill()
+            else:
+                leaving.ask("close")
+            serving.append(spawn(*options))
+    share(*serving)
+    last = {c.command_id: len(desk.answers(c)) for c in sent}
+    desk.send(*sent)
+    wait_for("their copies", lambda: all(len(desk.answers(c)) > last[c.command_id] for c in sent))
+    counts = Counter((r["command_id"], r["step_id"]) for i in ids for r in serving[0].ran(i) if r["command_id"])
+    assert counts and max(counts.values()) == 1
+    for command in sent:
+        answers = [a.status for a in desk.answers(command) if not a.duplicate]
+        # Accepted once, and then ended; or lost on the way, with the process that had it.
+        assert answers[:1] in ([], ["accepted"]) and answers[1:] in ([], ["succeeded"], ["failed"], ["unknown"])
+    # The rare things did happen: several processes carried commands out, and copies came to those that had not.
+    assert len({r["pid"] for i in ids for r in serving[0].ran(i) if r["command_id"]}) > 2
+    assert any(a.duplicate and a.status == "unknown" for c in sent for a in desk.answers(c))
