@@ -15,13 +15,10 @@ from typing import Any
 import click
 
 from ops import stack
-from ops.kafka_topics import create
 from ops.output import guarded, output_option, say, show, show_json
+from ops.setup import set_up
 from ops.stack import Addresses
 from ops.stack.state import VARIABLES
-from projections.migrate import migrate
-from schemas.catalog import shipped
-from schemas.registry import Registry
 
 from .figures import Benchmark, Setup, document_of
 from .machine import facts
@@ -85,10 +82,7 @@ def _stack(*, needed: bool) -> Iterator[tuple[Addresses | None, bool]]:
     own = not all(os.environ.get(variable) for variable in VARIABLES.values())
     try:
         at = stack.ensure(_HOME, say=say) if own else stack.ensure(say=say)
-        create(at.kafka)
-        with Registry(at.registry) as registry:
-            registry.register(shipped().values())
-        migrate(at.postgres)
+        set_up(at)
         yield at, own
     finally:
         if own:

@@ -9,25 +9,20 @@ from pathlib import Path
 import pytest
 
 from ops import stack
-from ops.kafka_topics import create
+from ops.setup import set_up
 from ops.stack import Addresses
-from ops.stack.state import VARIABLES
-from schemas.catalog import shipped
-from schemas.registry import Registry
 
 HOME = Path(__file__).parents[1] / ".kintsugi" / "test"
 
 
 @pytest.fixture(scope="session")
 def addresses() -> Iterator[Addresses]:
-    """A stack with topics and schemas. One given by the environment is used as it is, and left running."""
-    given = all(os.environ.get(v) for v in VARIABLES.values())
+    """A stack with topics, schemas and tables. One given by the environment is used as it is, and left running."""
+    given = stack.is_given()
     if not given:
         stack.down(HOME, purge=True)  # what a killed run left behind
     at = stack.ensure(HOME)
-    create(at.kafka)
-    with Registry(at.registry) as registry:
-        registry.register(shipped().values())
+    set_up(at)
     yield at
     if not given:
         stack.down(HOME, purge=True)

@@ -14,12 +14,9 @@ from pathlib import Path
 from examples.development.service import LEDGER
 from examples.development.work import read_ledger
 from ops import stack
-from ops.kafka_topics import create
 from ops.output import MISMATCH, OK
+from ops.setup import set_up
 from ops.stack import Addresses
-from projections.migrate import migrate
-from schemas.catalog import shipped
-from schemas.registry import Registry
 
 from . import report
 from .children import Child, Children
@@ -61,10 +58,7 @@ class _Victim:
 def prepare(screen: Screen) -> Addresses:
     """The stack with topics, schemas and tables. What is there already is left as it is."""
     at = stack.ensure(say=screen.say)
-    create(at.kafka)
-    with Registry(at.registry) as registry:
-        registry.register(shipped().values())
-    migrate(at.postgres)
+    set_up(at)
     screen.say("topics, schemas and tables are there")
     return at
 

@@ -14,9 +14,18 @@ from ops.output import CONFLICT, FAILED, NotFoundError, output_option, say, show
 @click.command()
 @output_option
 def up(output: str) -> None:
-    """Start what does not run yet and wait until it answers. A second `up` changes nothing."""
+    """Start what does not run yet, wait until it answers, and make topics, schemas and tables that are missing.
+
+    A second `up` changes nothing. A stack named by the environment is left as it is; `kintsugi doctor` says what
+    it lacks.
+    """
+    from ops.setup import set_up
+
     began = time.monotonic()
     addresses = stack.ensure(say=say)
+    if not stack.is_given():
+        set_up(addresses)
+        say("topics, schemas and tables are there")
     say(f"the stack is up ({time.monotonic() - began:.1f} s)")
     if output == "json":
         show_json(asdict(addresses))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backends import down, ensure, logs, status
+from .backends import down, ensure, is_given, logs, status
 from .local import PartStatus, kill_part, log_of
 from .state import Addresses, StackDownError, StackError, addresses, home_of
 
@@ -15,6 +15,7 @@ __all__ = [
     "down",
     "ensure",
     "home_of",
+    "is_given",
     "kill_part",
     "log_of",
     "logs",

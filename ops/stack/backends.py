@@ -39,9 +39,14 @@ def docker_answers() -> bool:
     return True
 
 
+def is_given() -> bool:
+    """Whether the environment names all servers: then they are not ours to start, change or stop."""
+    return len(from_environment(os.environ)) == len(VARIABLES)
+
+
 def ensure(home: Path | None = None, say: Say = lambda _: None) -> Addresses:
     """A running stack. StackError tells what is missing or which part did not start."""
-    if len(from_environment(os.environ)) == len(VARIABLES):
+    if is_given():
         say("using the addresses in the environment")
         return known_addresses(home)
     home = home_of(home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from ops.commands.run import ROLES
 from ops.stack import Addresses
 
 from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
+from .database import own_database
 from .kit import Role, Topics, stand_at_end
+
+
+@pytest.fixture
+def own(addresses: Addresses) -> Iterator[Addresses]:
+    """The stack, with a database of this test's own."""
+    with own_database(addresses.postgres) as url:
+        yield replace(addresses, postgres=url)
 
 
 @pytest.fixture

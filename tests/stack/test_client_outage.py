@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 from kintsugi_client import BufferFullError, Client, ClosedError, NotDeliveredError, Workflow
 
 from ops import stack
 from ops.kafka_topics import create
 from ops.stack import Addresses
-from ops.stack.state import VARIABLES
-from schemas.catalog import shipped
 from schemas.records.commands import CompensateStep, RetryStep
 from schemas.records.events import CheckpointCreated, WorkflowErrorOccurred
-from schemas.registry import Registry
 from schemas.topics import COMMANDS, EVENTS
 
 from .client_kit import PARTITIONS, Desk, Here, assert_chain
 from .kit import Topics, wait_for
+from .stacks import own_stack
 
 #: So small that a few steps fill it: 80 for heartbeats, 90 for states, 100 for what ends something.
 BUFFER_RECORDS = 100
@@ -47,21 +46,28 @@ class Broken:
     def bring_back(self) -> None:
         if self.away:
             assert stack.ensure(self.home) == self.at
+            wait_for("a leader of every partition", self._leads, OUTAGE_S)
             self.away = False
+
+    def _leads(self) -> bool:
+        """A broker that answers may not yet lead the partitions that it has."""
+        consumer = Consumer({"bootstrap.servers": self.at.kafka, "group.id": "looker", "log_level": 0})
+        try:
+            for topic, found in consumer.list_topics(timeout=10).topics.items():
+                for partition in found.partitions:
+                    consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+        except KafkaException:
+            return False
+        finally:
+            consumer.close()
+        return True
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
     home = tmp_path_factory.mktemp("stack")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in VARIABLES.values():
-            patch.delenv(variable, raising=False)
-        at = stack.ensure(home)
-        create(at.kafka)
-        with Registry(at.registry) as registry:
-            registry.register(shipped().values())
+    with own_stack(home) as at:
         yield Broken(home, at)
-        stack.down(home, purge=True)
 
 
 @pytest.fixture

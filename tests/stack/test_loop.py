@@ -20,10 +20,10 @@ from consumers.kafka import consumer_settings
 from consumers.loop import Loop
 from ops import stack
 from ops.stack import Addresses
-from ops.stack.state import VARIABLES
 from schemas.errors import FatalError, FencedError, KintsugiError, RetriableError
 
 from .kit import wait_for
+from .stacks import own_stack
 
 PARTITIONS = 4
 PROTOCOLS = {
@@ -320,27 +320,18 @@ def test_a_slow_handler_that_is_evicted_comes_back_without_loss(place: Place) ->
     assert place.committed() == 11
 
 
-@pytest.fixture
-def own_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Addresses]]:
-    """A stack that a test may break."""
-    for variable in VARIABLES.values():
-        monkeypatch.delenv(variable, raising=False)
-    yield tmp_path, stack.ensure(tmp_path)
-    stack.down(tmp_path, purge=True)
-
-
-def test_the_broker_may_die_and_come_back(own_stack: tuple[Path, Addresses]) -> None:
-    home, at = own_stack
-    place = Place(at.kafka)
-    member = place.join()
-    wait_for("all partitions", lambda: len(member.notes.mine) == PARTITIONS)
-    place.send(200)
-    wait_for("all records", lambda: len(set(member.notes.values)) == 200)
-    stack.kill_part("kafka", home)
-    time.sleep(1)
-    assert stack.ensure(home) == at
-    place.send(200)
-    wait_for("all records", lambda: set(member.notes.values) == set(place.sent), 60)
-    member.stop()
-    assert member.error is None
-    assert place.committed() == 400
+def test_the_broker_may_die_and_come_back(tmp_path: Path) -> None:
+    with own_stack(tmp_path) as at:
+        place = Place(at.kafka)
+        member = place.join()
+        wait_for("all partitions", lambda: len(member.notes.mine) == PARTITIONS)
+        place.send(200)
+        wait_for("all records", lambda: len(set(member.notes.values)) == 200)
+        stack.kill_part("kafka", tmp_path)
+        time.sleep(1)
+        assert stack.ensure(tmp_path) == at
+        place.send(200)
+        wait_for("all records", lambda: set(member.notes.values) == set(place.sent), 60)
+        member.stop()
+        assert member.error is None
+        assert place.committed() == 400

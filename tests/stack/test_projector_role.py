@@ -20,31 +20,19 @@ import pytest
 
 from engine.policy import default_policy
 from ops import stack
-from ops.kafka_topics import create
 from ops.stack import Addresses
-from ops.stack.state import VARIABLES
 from ops.verify import Report
 from ops.verify import verify as check
-from projections.migrate import migrate
 from schemas.canonical import canonical_bytes, chain_digest_of, digest_of
-from schemas.catalog import shipped
 from schemas.records import Record
 from schemas.records.events import CheckpointCreated, StepCompleted, WorkflowCompleted, WorkflowErrorOccurred
-from schemas.registry import Registry
 
-from .database import own_database
 from .kit import Role, Topics, build, failing, wait_for
+from .stacks import own_stack
 
 Start = Callable[..., Role]
 #: after_append and after_flush lie between after_write and the commit, as the tables are written by `handle`.
 CRASH_POINTS = ("after_poll", "after_fold", "after_write", "after_append", "after_flush", "after_commit")
-
-
-@pytest.fixture
-def own(addresses: Addresses) -> Iterator[Addresses]:
-    """The stack, with a database of this test's own."""
-    with own_database(addresses.postgres) as url:
-        yield replace(addresses, postgres=url)
 
 
 @pytest.fixture
@@ -276,25 +264,21 @@ def test_verify_names_every_row_that_somebody_changed(
 
 
 @pytest.fixture
-def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Addresses]]:
-    """A stack that a test may break."""
-    for variable in VARIABLES.values():
-        monkeypatch.delenv(variable, raising=False)
-    home = tmp_path / "stack"
-    at = stack.ensure(home)
-    create(at.kafka)
-    with Registry(at.registry) as registry:
-        registry.register(shipped().values())
-    migrate(at.postgres)
-    yield home, at
-    stack.down(home, purge=True)
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "stack"
+
+
+@pytest.fixture
+def breakable(home: Path) -> Iterator[Addresses]:
+    with own_stack(home) as at:
+        yield at
 
 
 def test_with_postgres_away_repairs_go_on_and_the_tables_catch_up(
-    breakable: tuple[Path, Addresses], tmp_path: Path
+    breakable: Addresses, home: Path, tmp_path: Path
 ) -> None:
     """Decision 5 of the design: no database in the recovery path. FAULTS.md row 21."""
-    home, at = breakable
+    at = breakable
     environment = {**os.environ, **at.environment()}
     roles = [Role(name, environment, tmp_path / f"{name}.log") for name in ("recovery", "projector")]
     topics = Topics(at)

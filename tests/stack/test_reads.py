@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import psycopg
@@ -16,16 +16,9 @@ import pytest
 from ops.stack import Addresses
 from schemas.records.events import CommandAcknowledged, StepCompleted, StepStarted, WorkflowCompleted
 
-from .database import own_database
 from .kit import Role, Topics, build, failing, wait_for
 
 Start = Callable[..., Role]
-
-
-@pytest.fixture
-def own(addresses: Addresses) -> Iterator[Addresses]:
-    with own_database(addresses.postgres) as url:
-        yield replace(addresses, postgres=url)
 
 
 @pytest.fixture
