@@ -38,6 +38,8 @@ Spawn = Callable[..., Child]
 Start = Callable[..., Role]
 DONE = (("accepted", False), ("succeeded", False))
 PROTOCOLS = ("classic", "consumer")
+#: For tests that wait for the group to notice that a process was killed.
+QUICK = ("--consumer", '{"session.timeout.ms": 2500, "heartbeat.interval.ms": 500}')
 
 
 def completed(topics: Topics, *workflow_ids: str) -> None:
@@ -65,14 +67,14 @@ def id_for(child: Child) -> str:
 
 
 def test_a_command_id_is_not_executed_again_after_a_kill(topics: Topics, desk: Desk, spawn: Spawn) -> None:
-    first = spawn()
+    first = spawn(*QUICK)
     workflow_id = failed(topics, first)
     command = desk.build(RetryStep, workflow_id, first.name, step_id="two", **desk.where(workflow_id))
     desk.send(command)
     desk.wait_answers(command, *DONE)
     completed(topics, workflow_id)
     first.kill()
-    second = spawn()
+    second = spawn(*QUICK)
     desk.send(command)
     desk.wait_answers(command, *DONE, ("unknown", True))
     assert [r["step_id"] for r in second.ran(workflow_id)] == ["one", "two", "two", "three"]
@@ -83,13 +85,13 @@ def test_a_command_id_is_not_executed_again_after_a_kill(topics: Topics, desk: D
 
 def test_a_command_that_was_being_carried_out_is_not_taken_up_again(topics: Topics, desk: Desk, spawn: Spawn) -> None:
     """The process dies in the middle of the step that a command has begun; the command itself is not repeated."""
-    first = spawn()
+    first = spawn(*QUICK)
     workflow_id = first.start({"two": ["fail:BROKEN", "die"]})
     wait_for("the error", lambda: topics.events(WorkflowErrorOccurred, {workflow_id}))
     command = desk.build(RetryStep, workflow_id, first.name, step_id="two", **desk.where(workflow_id))
     desk.send(command)
     assert first.process.wait(30) == -signal.SIGKILL
-    second = spawn()
+    second = spawn(*QUICK)
     desk.send(command)
     desk.wait_answers(command, ("accepted", False), ("unknown", True))
     assert [r["step_id"] for r in second.ran(workflow_id)] == ["one", "two", "two"]
@@ -107,12 +109,12 @@ def test_a_command_lost_between_commit_and_acceptance_is_decided_anew(
     policy = tmp_path / "policy.yaml"
     policy.write_text("workflow_error_handling:\n  commands: {acknowledge_timeout: 4000}\n", encoding="utf-8")
     start("recovery", "--policy", str(policy)).wait_log("partitions assigned")
-    first = spawn("--die-after-commit")
+    first = spawn("--die-after-commit", *QUICK)
     workflow_id = str(uuid.uuid4())
     first.tell("start", data={"plan": {"two": ["fail:TIMEOUT"]}}, workflow_id=workflow_id)
     assert first.process.wait(30) == -signal.SIGKILL
     lost = topics.commands({workflow_id})[0]
-    second = spawn()
+    second = spawn(*QUICK)
     desk.send(lost)  # a copy, as of an engine that died before it knew that it had sent it
     desk.wait_answers(lost, ("unknown", True))
     completed(topics, workflow_id)
@@ -132,7 +134,7 @@ def test_workflows_of_a_killed_process_are_taken_over_from_their_checkpoints(
         "workflow_error_handling:\n  error_detection:\n    timeouts: {default_step_timeout: 2000}\n", encoding="utf-8"
     )
     start("recovery", "--policy", str(policy)).wait_log("partitions assigned")
-    first, second = spawn(), spawn()
+    first, second = spawn(*QUICK), spawn(*QUICK)
     share(first, second)
     workflow_ids = [first.start({"two": ["hold"]}) for _ in range(6)]
     wait_for("their second steps", lambda: all(len(first.ran(w)) == 2 for w in workflow_ids))
@@ -241,8 +243,7 @@ def test_a_workflow_is_paused_and_resumed_where_it_is(topics: Topics, desk: Desk
 
 def test_a_process_that_was_asleep_carries_out_nothing_that_moved_on(topics: Topics, desk: Desk, spawn: Spawn) -> None:
     """FAULTS.md row 8: stopped for longer than the session timeout, and awake again: a zombie."""
-    options = ("--consumer", '{"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}')
-    first, second = spawn(*options), spawn(*options)
+    first, second = spawn(*QUICK), spawn(*QUICK)
     share(first, second)
     ids = [first.start({"two": ["hold"]}, id_for(first)) for _ in range(3)]
     wait_for("their second steps", lambda: all(len(first.ran(i)) == 2 for i in ids))
@@ -274,8 +275,7 @@ def test_a_process_that_ends_without_close_still_delivers(topics: Topics, spawn:
 
 def test_nothing_is_done_twice_while_processes_come_and_go(topics: Topics, desk: Desk, spawn: Spawn) -> None:
     """Commands and copies of them, while one process after the other is killed, or stopped in order, and replaced."""
-    options = ("--consumer", '{"session.timeout.ms": 1500, "heartbeat.interval.ms": 500}')
-    serving = [spawn(*options), spawn(*options)]
+    serving = [spawn(*QUICK), spawn(*QUICK)]
     share(*serving)
     ids = [failed(topics, serving[0]) for _ in range(24)]
     sent: list[RetryStep] = []
@@ -292,7 +292,7 @@ def test_nothing_is_done_twice_while_processes_come_and_go(topics: Topics, desk:
                 leaving.kill()
             else:
                 leaving.ask("close")
-            serving.append(spawn(*options))
+            serving.append(spawn(*QUICK))
     share(*serving)
     last = {c.command_id: len(desk.answers(c)) for c in sent}
     desk.send(*sent)
