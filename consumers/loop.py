@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     OFFSET_INVALID,
     Consumer,
     KafkaError,
@@ -287,7 +286,8 @@ class Loop:
                 self._failure = self._failure or error
                 slot.wait(1)
             if not slot.active:
-                waiting.append(self._at(item.partition, OFFSET_BEGINNING))
+                # A number: OFFSET_BEGINNING would be looked up, and the answer would undo the seek that comes later.
+                waiting.append(self._at(item.partition, 0))
         if self._incremental:
             consumer.incremental_assign(places + waiting)
         else:
