@@ -45,7 +45,8 @@ class Table:
     """A projected table. Rows are tuples in the order of `columns`; the first column is the key, and named `id`.
 
     `row` makes a row from its values as they are read back. `written_once`: the first event of a key makes the row and
-    no later one changes it, so rows are neither read back nor kept in memory.
+    no later one changes it, so rows are neither read back nor kept in memory. `twin`: a table before this one, in which
+    an event that makes a row of both puts the same `state_data`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Table:
     touches: Mapping[type, Touch]
     row: Callable[..., Any] = _plain
     written_once: bool = False
+    twin: str | None = None
 
 
 def columns(**kinds: str) -> tuple[Column, ...]:

@@ -23,15 +23,18 @@ from schemas.dead_letters import STAGE_APPLY, DeadLetter
 from schemas.errors import FatalError, FencedError, RetriableError
 from schemas.topics import EVENTS
 
-from . import statements
+from . import copying, statements
 from .catalog import TABLES
 from .fold import Rows, fold, keys_of, touched
 from .sql import blocks
+from .wire import KINDS, Array, ArrayDumper, array
 
 #: Postgres schema of the live tables, and the generation that positions belong to.
 GENERATION = "kintsugi"
 #: Rows of one table kept in memory, so that a row touched again need not be read back.
 CACHE_ROWS_MAX = 20_000
+#: A row that was there already is seldom alone: so many batches are then written without COPY, which would fail again.
+CAREFUL_BATCHES = 100
 CONNECT_TIMEOUT_S = 10
 _STATEMENT_TIMEOUT_MS = 60_000
 _DETAIL_MAX = 1000
@@ -39,8 +42,10 @@ _DETAIL_MAX = 1000
 _UNSET = -1
 
 _QUERIES = blocks("projections", "queries.sql")
-_PLAN = touched(TABLES)
-_TABLES = {table.name: table for table in TABLES}
+#: Tables whose rows change; those written once are `copying`'s.
+_KEPT = tuple(table for table in TABLES if not table.written_once)
+_PLAN = touched(_KEPT)
+_TABLES = {table.name: table for table in _KEPT}
 
 
 class Store:
@@ -51,9 +56,11 @@ class Store:
         self._generation = generation
         self._connection: psycopg.Connection[Any] | None = None
         self._epochs: dict[int, int] = {}
-        self._cache: dict[str, OrderedDict[str, Any]] = {t.name: OrderedDict() for t in TABLES if not t.written_once}
-        self._write = {t.name: statements.write(t) for t in TABLES}
-        self._read = {t.name: statements.read(t) for t in TABLES}
+        #: Batches to come that are written without COPY.
+        self._careful = 0
+        self._cache: dict[str, OrderedDict[str, Any]] = {t.name: OrderedDict() for t in _KEPT}
+        self._write = {t.name: statements.write(t) for t in _KEPT}
+        self._read = {t.name: statements.read(t) for t in _KEPT}
 
     def claim(self, partition: int) -> int | None:
         """Become the owner of a partition; its position, or None when nothing was applied yet."""
@@ -72,7 +79,12 @@ class Store:
         if partition not in self._epochs:
             raise FencedError(f"partition {partition} was not claimed")
         try:
-            self._apply(partition, events, dead, start=start, end=end)
+            try:
+                self._apply(partition, events, dead, start=start, end=end)
+            except psycopg.errors.UniqueViolation:  # an event that came again, or an id that two workflows use
+                self._forget_rows()
+                self._careful = CAREFUL_BATCHES
+                self._apply(partition, events, dead, start=start, end=end)
             return []
         except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
             self._forget_rows()
@@ -106,22 +118,36 @@ class Store:
     ) -> None:
         with self._transaction() as connection:
             rows = self._load(connection, events)
-            changed = fold(rows, events, _PLAN)
-            for table in TABLES:
-                if table.name in changed:
-                    connection.execute(self._write[table.name], statements.parameters(changed[table.name].values()))
-            for letter in dead:
-                connection.execute(_QUERIES["dead_letter"], _letter_values(letter))
-            moved = connection.execute(
-                _QUERIES["advance"],
-                {
-                    **self._place(partition),
-                    "start": start,
-                    "end": end,
-                    "unset": _UNSET,
-                    "epoch": self._epochs[partition],
-                },
-            )
+            changed: Rows = {}
+            parameters: dict[str, dict[str, Array]] = {}
+
+            def meanwhile() -> None:
+                for name, found in fold(rows, events, _PLAN).items():
+                    changed[name] = found
+                    parameters[name] = statements.parameters(_TABLES[name], found.values())
+
+            if self._careful:
+                self._careful -= 1
+                copying.insert(connection, events)
+                meanwhile()
+            else:
+                copying.copy(connection, events, meanwhile)
+            with connection.pipeline():  # one answer for all statements
+                for table in _KEPT:
+                    if table.name in changed:
+                        connection.execute(self._write[table.name], parameters[table.name])
+                for letter in dead:
+                    connection.execute(_QUERIES["dead_letter"], _letter_values(letter))
+                moved = connection.execute(
+                    _QUERIES["advance"],
+                    {
+                        **self._place(partition),
+                        "start": start,
+                        "end": end,
+                        "unset": _UNSET,
+                        "epoch": self._epochs[partition],
+                    },
+                )
             if moved.rowcount != 1:
                 raise FencedError(
                     f"partition {partition} is owned by another process, or stands elsewhere than {start}"
@@ -129,22 +155,23 @@ class Store:
         self._remember(changed)
 
     def _load(self, connection: psycopg.Connection[Any], events: Sequence[Delivered]) -> Rows:
+        """The rows that these events touch, from memory or from the tables."""
         rows: Rows = {}
+        missing: dict[str, list[str]] = {}
         for name, keys in keys_of(events, _PLAN).items():
-            table = rows[name] = {}
-            if _TABLES[name].written_once:
-                continue
             cache = self._cache[name]
-            missing = []
-            for key in keys:
-                row = cache.get(key)
-                if row is None:
-                    missing.append(key)
-                else:
-                    table[key] = row
-            if missing:
-                for found in connection.execute(self._read[name], {"ids": missing}):
-                    table[found[0]] = _TABLES[name].row(*found)
+            rows[name] = {key: cache[key] for key in keys if key in cache}
+            if len(rows[name]) < len(keys):
+                missing[name] = [key for key in keys if key not in cache]
+        if missing:
+            with connection.pipeline():
+                found = {
+                    name: connection.execute(self._read[name], {"ids": array(KINDS["uuid"], ids)})
+                    for name, ids in missing.items()
+                }
+            for name, cursor in found.items():
+                for values in cursor:
+                    rows[name][values[0]] = _TABLES[name].row(*values)
         return rows
 
     def _remember(self, changed: Rows) -> None:
@@ -192,11 +219,14 @@ class Store:
                 self._url,
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT_S,
-                options=f"-c search_path={self._generation} -c statement_timeout={_STATEMENT_TIMEOUT_MS}",
+                options=f"-c search_path={self._generation} -c statement_timeout={_STATEMENT_TIMEOUT_MS}"
+                # What a crash of Postgres takes back, it takes back with its position: it is read from the log again.
+                " -c synchronous_commit=off",
                 application_name="kintsugi-projector",
                 keepalives_idle=10,
                 tcp_user_timeout=30_000,
             )
+            self._connection.adapters.register_dumper(Array, ArrayDumper)
         return self._connection
 
 

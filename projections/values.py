@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from schemas.canonical import verify_stored
+from schemas.canonical import decompress, verify_stored
 from schemas.errors import StateError
 
 _TEXT_IN_MARKER_MAX = 2000
@@ -29,13 +30,25 @@ def json_text(value: str | None) -> str | None:
     return _accepted(value.encode("utf-8", "replace")) or _marker("not JSON", value)
 
 
-def state_text(state: bytes | None, *, codec: str, size_bytes: int, digest: str, rejected: str | None) -> str:
-    """A state as jsonb text. One that does not verify is not shown, only marked; every checkpoint has its row."""
+def state_text(
+    state: bytes | None, *, codec: str, size_bytes: int, digest: str, rejected: str | None, proven: bool = False
+) -> str:
+    """A state as jsonb text. One that does not verify is not shown, only marked; every checkpoint has its row.
+
+    `proven`: these bytes were verified on arrival (engine.events), so they are canonical JSON, which jsonb accepts.
+    """
     if rejected is not None:
         return _marker(rejected)
     if state is None:
         return _marker("the state lies in object storage")
+    return _shown(state, codec, size_bytes, digest, proven)
+
+
+@lru_cache(maxsize=1)  # a checkpoint's state goes into two tables, one after the other
+def _shown(state: bytes, codec: str, size_bytes: int, digest: str, proven: bool) -> str:
     try:
+        if proven:
+            return decompress(state, codec=codec, size_bytes=size_bytes).decode()
         data = verify_stored(state, codec=codec, size_bytes=size_bytes, digest=digest)
     except StateError as error:
         return _marker(str(error))

@@ -14,7 +14,10 @@ def _made(event: Delivered) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, CheckpointCreated)
     rejection = None if event.rejection is None else f"{event.rejection[0]}: {event.rejection[1]}"
-    state = state_text(r.state, codec=r.codec, size_bytes=r.size_bytes, digest=r.digest, rejected=rejection)
+    verified = rejection is None and not r.evidence
+    state = state_text(
+        r.state, codec=r.codec, size_bytes=r.size_bytes, digest=r.digest, rejected=rejection, proven=verified
+    )
     return (
         r.checkpoint_id,
         r.workflow_id,
@@ -29,7 +32,7 @@ def _made(event: Delivered) -> tuple[Any, ...]:
         json_text(r.metadata),
         event.timestamp_us,
         r.sequence,
-        rejection is None and not r.evidence,
+        verified,
         None if rejection is None else text(rejection),
         r.evidence,
         text(r.chain_digest),

@@ -11,7 +11,8 @@ from schemas.records.events import CheckpointCreated, StatePersisted, StateResto
 
 
 def _state(r: CheckpointCreated | StatePersisted | StateRestored) -> str:
-    return state_text(r.state, codec=r.codec, size_bytes=r.size_bytes, digest=r.digest, rejected=None)
+    proven = isinstance(r, CheckpointCreated)  # only what verified on arrival gets here
+    return state_text(r.state, codec=r.codec, size_bytes=r.size_bytes, digest=r.digest, rejected=None, proven=proven)
 
 
 def _row(event: Delivered, version: str, source: str, restored_from: str | None, restore_count: int) -> tuple[Any, ...]:
@@ -83,4 +84,5 @@ TABLE = Table(
         StateRestored: Touch(_event_key, once(_restored)),
     },
     written_once=True,
+    twin="workflow_checkpoints",
 )
