@@ -219,9 +219,7 @@ class Store:
                 self._url,
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT_S,
-                options=f"-c search_path={self._generation} -c statement_timeout={_STATEMENT_TIMEOUT_MS}"
-                # What a crash of Postgres takes back, it takes back with its position: it is read from the log again.
-                " -c synchronous_commit=off",
+                options=f"-c search_path={self._generation} -c statement_timeout={_STATEMENT_TIMEOUT_MS}",
                 application_name="kintsugi-projector",
                 keepalives_idle=10,
                 tcp_user_timeout=30_000,
