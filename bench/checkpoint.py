@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import accumulate
 
 from kintsugi_client import Client, StepContext
 
@@ -49,10 +50,9 @@ def _measure(setup: Setup) -> list[Figure]:
 
 def _data(size_bytes: int, draw: random.Random) -> dict[str, object]:
     """Data whose canonical form has about this size."""
-    data = document(size_bytes, draw)
-    while len(canonical_bytes(data)) > size_bytes and len(data["files"]) > 1:
-        data["files"].pop()
-    return data
+    data = document(2 * size_bytes, draw)
+    sizes = accumulate(len(canonical_bytes(entry)) + 1 for entry in data["files"])
+    return {**data, "files": [entry for entry, size in zip(data["files"], sizes, strict=True) if size <= size_bytes]}
 
 
 def _calls(step: StepContext, count: int) -> Latencies:

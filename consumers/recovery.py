@@ -7,6 +7,7 @@ anew from the newest snapshot and the log, without effects up to the group's pos
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -48,6 +49,7 @@ TIMERS_PER_TICK_MAX = 1_000
 #: While a partition has not caught up, its timers are looked at this often.
 CATCHING_UP_US = 10_000
 STRAYS_INTERVAL_S = 600.0
+GAUGES_INTERVAL_S = 0.25
 #: Counters by their labels; finding one anew costs more than a fold.
 _processed = cache(telemetry.EVENTS_PROCESSED.labels)
 _effects = cache(telemetry.EFFECTS.labels)
@@ -64,6 +66,7 @@ class Recovery:
         self._memories: dict[int, Memory] = {}
         self._snapshot_due_s: dict[int, float] = {}
         self._strays_due_s = time.monotonic() + STRAYS_INTERVAL_S
+        self._gauges_due_s = 0.0
         self._now_us = 0
         self._log = telemetry.log()
 
@@ -78,7 +81,8 @@ class Recovery:
         if found is not None:
             memory.restore(found[1], found[2])
         self._memories[log.partition] = memory
-        self._snapshot_due_s[log.partition] = time.monotonic() + SNAPSHOT_INTERVAL_S
+        # Not all partitions of one assignment at the same moment: each snapshot holds up the others too.
+        self._snapshot_due_s[log.partition] = time.monotonic() + SNAPSHOT_INTERVAL_S * random.uniform(0.5, 1.0)
         self._log.info(
             "partition taken",
             partition=log.partition,
@@ -108,8 +112,6 @@ class Recovery:
         """Tidy up, and leave a snapshot now and then."""
         memory = self._memories[partition]
         memory.evict()
-        telemetry.WORKFLOWS_OPEN.set(sum(len(m.states) for m in self._memories.values()))
-        telemetry.INTERVENTIONS_OPEN.set(sum(len(m.waiting_for_human) for m in self._memories.values()))
         now_s = time.monotonic()
         if memory.folded >= SNAPSHOT_RECORDS or now_s >= self._snapshot_due_s[partition]:
             if now_s >= self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9 and not self._snapshots.busy:
@@ -131,8 +133,13 @@ class Recovery:
                 else:
                     due_us = now_us + CATCHING_UP_US
             nearest_us = due_us if nearest_us is None else min(nearest_us, due_us)
-        if time.monotonic() >= self._strays_due_s:
-            self._strays_due_s = time.monotonic() + STRAYS_INTERVAL_S
+        now_s = time.monotonic()
+        if now_s >= self._gauges_due_s:
+            self._gauges_due_s = now_s + GAUGES_INTERVAL_S
+            telemetry.WORKFLOWS_OPEN.set(sum(len(m.states) for m in self._memories.values()))
+            telemetry.INTERVENTIONS_OPEN.set(sum(len(m.waiting_for_human) for m in self._memories.values()))
+        if now_s >= self._strays_due_s:
+            self._strays_due_s = now_s + STRAYS_INTERVAL_S
             for memory in self._memories.values():
                 memory.forget_strays()
         return nearest_us

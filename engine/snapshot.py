@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from dataclasses import fields
 from sys import intern
@@ -75,7 +75,8 @@ _CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progres
 
 
 def _text(data: bytes | bytearray) -> str:
-    return base64.b85encode(bytes(data)).decode()
+    # Not base 85, which Python encodes in Python: it took four fifths of the time that a snapshot holds up the loop.
+    return b2a_base64(data, newline=False).decode()
 
 
 def _row(state: WorkflowState, graph: int, codec: Codec) -> list[Any]:
@@ -109,11 +110,11 @@ def _state(row: list[Any], graphs: list[Any], codec: Codec) -> WorkflowState:
     state = WorkflowState(**dict(zip(_NAMES, plain, strict=True)))
     state.workflow_type = intern(state.workflow_type)
     state.graph = graphs[graph]
-    state.steps = base64.b85decode(steps)
+    state.steps = a2b_base64(steps)
     state.runs = {n: StepRun(**dict(zip(_RUN, values, strict=True))) for n, *values in runs} or None
     state.cases = {c.error_id: c for c in (_case(r, codec) for r in cases)} or None
-    state.checkpoints = base64.b85decode(checkpoints)
-    state.known = base64.b85decode(known)
+    state.checkpoints = a2b_base64(checkpoints)
+    state.known = a2b_base64(known)
     return state
 
 
@@ -122,7 +123,7 @@ def _case(row: list[Any], codec: Codec) -> Case:
     case = Case(**dict(zip(_CASE, plain, strict=True)))
     case.progress = None if progress is None else {k: (v[0], v[1]) for k, v in progress.items()}
     if attempt is not None:
-        decision = codec.decode(base64.b85decode(attempt[0]))
+        decision = codec.decode(a2b_base64(attempt[0]))
         if not isinstance(decision, RecoveryDecided):
             raise SnapshotError("an attempt without its decision")
         case.attempt = Attempt(decision, *attempt[1:])

@@ -29,6 +29,8 @@ _FRACTION_MIN = 1e-4
 #: No state is larger, so no window need be; zstd would allocate what a frame asks for.
 _ZSTD_WINDOW_BYTES_MAX = 2**24
 CODECS = ("identity", "gzip", "zstd")
+#: Half the time of zlib's own choice (level 6) for 7 % more bytes, at 2 KB as at 1 MB of JSON.
+_GZIP_LEVEL = 4
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -151,7 +153,7 @@ def compress(data: bytes, *, codec: str, min_size_bytes: int) -> tuple[str, byte
     if codec == "identity" or len(data) < min_size_bytes:
         return "identity", data
     if codec == "gzip":
-        packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+        packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
         stored = packer.compress(data) + packer.flush()
     elif codec == "zstd":
         stored = zstandard.ZstdCompressor(level=3).compress(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
 
 from .records import Record
 
@@ -42,13 +43,22 @@ def child_trace(parent: str | None, event_id: str, workflow_id: str) -> str:
 
 def headers_for(record: Record, *, parent: str | None = None) -> Headers:
     """All headers of one record."""
-    when = (_EPOCH + timedelta(microseconds=record.occurred_at)).isoformat().replace("+00:00", "Z")
     return [
         ("traceparent", child_trace(parent, record.event_id, record.workflow_id).encode()),
         ("ce_specversion", b"1.0"),
         ("ce_id", record.event_id.encode()),
         ("ce_source", record.producer.encode()),
-        ("ce_type", b"kintsugi." + type(record).__name__.encode()),
-        ("ce_time", when.encode()),
+        ("ce_type", _type(type(record).__name__)),
+        ("ce_time", _time(record.occurred_at)),
         ("content-type", b"application/avro"),
     ]
+
+
+@lru_cache(maxsize=64)  # what follows from one event bears the same time
+def _time(occurred_at: int) -> bytes:
+    return (_EPOCH + timedelta(microseconds=occurred_at)).isoformat().replace("+00:00", "Z").encode()
+
+
+@cache
+def _type(name: str) -> bytes:
+    return b"kintsugi." + name.encode()
