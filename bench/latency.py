@@ -53,9 +53,10 @@ def _run(setup: Setup, codec: Codec, role: Role, *, per_second: int, seconds: fl
     cases = [failing(codec) for _ in range(count)]
     at = setup.stack
     _write_and_wait(at.kafka, role, [record for case in cases for record in case.before])
-    receiver = Receiver(at.kafka, COMMANDS, count=count, timeout_s=LEAD_S + seconds + _ANSWER_S)
+    timeout_s = LEAD_S + seconds + _ANSWER_S
+    receiver = Receiver(at.kafka, COMMANDS, keys=[case.error.key for case in cases], timeout_s=timeout_s)
     publisher = Publisher(at.kafka, [case.error for case in cases], per_second=per_second)
-    published = publisher.result(LEAD_S + seconds + _ANSWER_S)
+    published = publisher.result(timeout_s)
     answered = {command.error_id: item.at_s for item, command in commands_of(codec, receiver.result())}
     _write_and_wait(at.kafka, role, [case.after for case in cases])
     missing = sum(case.error_id not in answered for case in cases)
@@ -75,9 +76,10 @@ def _hop(setup: Setup, codec: Codec, *, seconds: float) -> Latencies:
     """The same errors at the same rate, only read back: nobody acts on them, their workflows never started."""
     at, count = setup.stack, int(ERRORS_PER_S * seconds)
     cases: list[Failing] = [failing(codec) for _ in range(count)]
-    receiver = Receiver(at.kafka, EVENTS, count=count, timeout_s=LEAD_S + seconds + _ANSWER_S)
+    timeout_s = LEAD_S + seconds + _ANSWER_S
+    receiver = Receiver(at.kafka, EVENTS, keys=[case.error.key for case in cases], timeout_s=timeout_s)
     publisher = Publisher(at.kafka, [case.error for case in cases], per_second=ERRORS_PER_S)
-    published = publisher.result(LEAD_S + seconds + _ANSWER_S)
+    published = publisher.result(timeout_s)
     arrived = {item.value: item.at_s for item in receiver.result()}
     pairs = zip(cases, published, strict=True)
     return Latencies([arrived[case.error.value] - sent.due_s for case, sent in pairs if case.error.value in arrived])

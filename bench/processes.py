@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -183,11 +183,14 @@ class Publisher:
 
 
 class Receiver:
-    """Reads a topic from its end on, until so many records came (0: any number), `stop`, or the time is up."""
+    """Reads a topic from its end on, until `stop` or the time is up; given keys, until each of them has come once.
 
-    def __init__(self, servers: str, topic: str, *, count: int = 0, timeout_s: float) -> None:
+    Records with other keys are then not its concern: the log may be somebody else's too.
+    """
+
+    def __init__(self, servers: str, topic: str, *, keys: Iterable[bytes] = (), timeout_s: float) -> None:
         self._pipe, theirs = _processes.Pipe()
-        arguments = (servers, topic, count, timeout_s, theirs)
+        arguments = (servers, topic, set(keys), timeout_s, theirs)
         self._process = _processes.Process(target=_receive, args=arguments, daemon=True)
         self._process.start()
         self._timeout_s = timeout_s
@@ -259,7 +262,7 @@ def _publish(servers: str, records: list[Ready], per_second: float, begin_s: flo
     answer.send(sent)
 
 
-def _receive(servers: str, topic: str, count: int, timeout_s: float, answer: Connection) -> None:
+def _receive(servers: str, topic: str, keys: set[bytes], timeout_s: float, answer: Connection) -> None:
     consumer = Consumer(
         {"bootstrap.servers": servers, "group.id": "bench", "enable.auto.commit": False, "log_level": 3}
     )
@@ -273,13 +276,17 @@ def _receive(servers: str, topic: str, count: int, timeout_s: float, answer: Con
     gc.disable()
     answer.send("ready")
     end_s = time.monotonic() + timeout_s
-    while (not count or len(found) < count) and (left_s := end_s - time.monotonic()) > 0:
+    everything = not keys
+    while (everything or keys) and (left_s := end_s - time.monotonic()) > 0:
         message = consumer.poll(min(left_s, 0.1))
         if message is None or message.error() is not None:
             if answer.poll():
                 break
             continue
-        found.append(Received(time.monotonic(), time.time(), message.partition() or 0, cast(bytes, message.value())))
+        at_s, wall_s, key = time.monotonic(), time.time(), cast(bytes, message.key())
+        if everything or key in keys:
+            keys.discard(key)
+            found.append(Received(at_s, wall_s, message.partition() or 0, cast(bytes, message.value())))
     answer.send(found)
     consumer.close()
 

@@ -41,7 +41,7 @@ def _overdue(setup: Setup, codec: Codec, count: int, timeout_s: float) -> Latenc
     at = setup.stack
     ids = [str(uuid.uuid4()) for _ in range(count)]
     write(at.kafka, [ready(codec, build(WorkflowStarted, i, workflow_version="1", steps=_STEPS)) for i in ids])
-    receiver = Receiver(at.kafka, COMMANDS, count=count, timeout_s=timeout_s)
+    receiver = Receiver(at.kafka, COMMANDS, keys=[i.encode() for i in ids], timeout_s=timeout_s)
     publisher = Publisher(at.kafka, [_start(codec, i) for i in ids], per_second=STEPS_PER_S)
     published = publisher.result(timeout_s)
     answered = {command.workflow_id: item.wall_s for item, command in commands_of(codec, receiver.result())}
