@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,10 @@ from typing import Any
 import click
 
 from ops import stack
-from ops.output import guarded, output_option, say, show, show_json
+from ops.output import FAILED, guarded, output_option, say, show, show_json
 from ops.setup import set_up
 from ops.stack import Addresses
-from ops.stack.state import VARIABLES
+from schemas.errors import KintsugiError
 
 from .figures import Benchmark, Setup, document_of
 from .machine import facts
@@ -47,10 +46,16 @@ def bench(names: Sequence[str], quick: bool, results: Path | None, output: str) 
     folder = results if results is not None else None if quick else RESULTS
     began_s = time.monotonic()
     rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     with _stack(needed=any(b.needs_stack for b in chosen)) as (addresses, own):
         machine = facts(addresses, own_stack=own)
         for benchmark in chosen:
-            document = _run(benchmark, addresses, machine, quick=quick)
+            try:
+                document = _run(benchmark, addresses, machine, quick=quick)
+            except (RuntimeError, KintsugiError) as error:  # the others are measured all the same
+                say(f"  {benchmark.name} failed: {error}")
+                failed.append(benchmark.name)
+                continue
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(document, indent=2) + "\n"
@@ -61,6 +66,9 @@ def bench(names: Sequence[str], quick: bool, results: Path | None, output: str) 
         show_json({"machine": machine, "figures": rows})
     else:
         show([_shown(row) for row in rows], output)
+    if failed:
+        say(f"not measured: {', '.join(failed)}")
+        raise click.exceptions.Exit(FAILED)
 
 
 def _run(benchmark: Benchmark, addresses: Addresses | None, machine: dict[str, Any], *, quick: bool) -> Any:
@@ -79,7 +87,7 @@ def _stack(*, needed: bool) -> Iterator[tuple[Addresses | None, bool]]:
     if not needed:
         yield None, False
         return
-    own = not all(os.environ.get(variable) for variable in VARIABLES.values())
+    own = not stack.is_given()
     try:
         at = stack.ensure(_HOME, say=say) if own else stack.ensure(say=say)
         set_up(at)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from typing import NamedTuple
+
+import psutil
 
 from schemas.codec import Codec
 from schemas.registry import Registry
@@ -17,7 +21,7 @@ ERRORS_PER_S = 1_000
 CALM_PER_S = 100
 #: The broker compiles its hot paths while it warms up.
 _WARM_S = 3.0
-_SECONDS, _SECONDS_QUICK = 15.0, 2.0
+_SECONDS, _SECONDS_QUICK = 15.0, 1.5
 _ANSWER_S = 20.0
 
 
@@ -33,21 +37,33 @@ def _measure(setup: Setup) -> list[Figure]:
         try:
             role.wait("partitions", Role.caught_up)
             _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=min(seconds, _WARM_S))
-            calm, _ = _run(setup, codec, role, per_second=CALM_PER_S, seconds=seconds)
-            busy, late = _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=seconds)
+            calm = _run(setup, codec, role, per_second=CALM_PER_S, seconds=seconds)
+            busy = _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=seconds)
         finally:
             role.end()
     name = f"error -> command, {ERRORS_PER_S:,}/s"
     return [
-        *busy.figures(name, p50_ms_max=5.0, p99_ms_max=25.0),
-        *calm.figures(f"error -> command, {CALM_PER_S}/s"),
+        *busy.answers.figures(name, p50_ms_max=5.0, p99_ms_max=25.0),
+        *calm.answers.figures(f"error -> command, {CALM_PER_S}/s"),
         *hop.figures(f"one hop, {ERRORS_PER_S:,}/s", note="produce -> consume; an error takes three"),
-        Figure(name="publisher late p99", measured=late.ms(0.99), unit="ms", note="part of the latencies above"),
+        Figure(name="publisher late p99", measured=busy.late.ms(0.99), unit="ms", note="part of the latencies above"),
+        Figure(name="recovery role, CPU per error", measured=busy.role_us, unit="us", note=f"at {ERRORS_PER_S:,}/s"),
+        Figure(
+            name="whole machine busy", measured=busy.machine_percent, unit="%", note=f"all cores, at {ERRORS_PER_S:,}/s"
+        ),
     ]
 
 
-def _run(setup: Setup, codec: Codec, role: Role, *, per_second: int, seconds: float) -> tuple[Latencies, Latencies]:
-    """Latencies from the moment an error was to be published, and how late the publisher was."""
+class Run(NamedTuple):
+    """One stretch at a fixed rate: latencies from when an error was to be published, how late it was, and CPU used."""
+
+    answers: Latencies
+    late: Latencies
+    role_us: float
+    machine_percent: float
+
+
+def _run(setup: Setup, codec: Codec, role: Role, *, per_second: int, seconds: float) -> Run:
     count = int(per_second * seconds)
     setup.say(f"{count:,} errors at {per_second:,}/s")
     cases = [failing(codec) for _ in range(count)]
@@ -56,14 +72,19 @@ def _run(setup: Setup, codec: Codec, role: Role, *, per_second: int, seconds: fl
     timeout_s = LEAD_S + seconds + _ANSWER_S
     receiver = Receiver(at.kafka, COMMANDS, keys=[case.error.key for case in cases], timeout_s=timeout_s)
     publisher = Publisher(at.kafka, [case.error for case in cases], per_second=per_second)
+    time.sleep(max(0.0, publisher.begin_s - time.monotonic()))
+    role_s = role.cpu_s()
+    psutil.cpu_percent()
     published = publisher.result(timeout_s)
+    machine_percent, role_s = psutil.cpu_percent(), role.cpu_s() - role_s
     answered = {command.error_id: item.at_s for item, command in commands_of(codec, receiver.result())}
     _write_and_wait(at.kafka, role, [case.after for case in cases])
     missing = sum(case.error_id not in answered for case in cases)
     if missing:
         raise RuntimeError(f"{missing} of {count} errors were not answered")
     latencies = [answered[case.error_id] - sent.due_s for case, sent in zip(cases, published, strict=True)]
-    return Latencies(latencies), Latencies([sent.late_s for sent in published])
+    late = Latencies([sent.late_s for sent in published])
+    return Run(Latencies(latencies), late, 1e6 * role_s / count, machine_percent)
 
 
 def _write_and_wait(servers: str, role: Role, records: list[Ready]) -> None:

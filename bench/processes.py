@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import psutil
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from ops.stack import Addresses
@@ -29,8 +30,8 @@ from schemas.registry import Registry
 from schemas.topics import EVENTS, MESSAGE_SIZE_BYTES_MAX
 
 WAIT_S = 60.0
-#: Between the order to publish and the first record: both processes have started and hold their connections.
-LEAD_S = 2.0
+#: Between the order to publish and the first record.
+LEAD_S = 0.3
 
 _processes = multiprocessing.get_context("spawn")
 
@@ -111,6 +112,11 @@ class Role:
         """Records it has processed so far."""
         return self.metric("kintsugi_events_processed_total")
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU it has used so far, in all its threads."""
+        used = psutil.Process(self.process.pid).cpu_times()
+        return float(used.user + used.system)
+
     def end(self) -> None:
         """SIGKILL: what it leaves does not matter."""
         if self.process.poll() is None:
@@ -172,10 +178,14 @@ class Publisher:
 
     def __init__(self, servers: str, records: Sequence[Ready], *, per_second: float) -> None:
         self._pipe, theirs = _processes.Pipe()
-        self.begin_s = time.monotonic() + LEAD_S
-        arguments = (servers, list(records), per_second, self.begin_s, theirs)
+        arguments = (servers, list(records), per_second, theirs)
         self._process = _processes.Process(target=_publish, args=arguments, daemon=True)
         self._process.start()
+        if not self._pipe.poll(WAIT_S):
+            raise RuntimeError("the publisher did not start")
+        self._pipe.recv()
+        self.begin_s = time.monotonic() + LEAD_S
+        self._pipe.send(self.begin_s)
 
     def result(self, timeout_s: float) -> list[Published]:
         """What became of each record, in order; waits for the end."""
@@ -233,11 +243,13 @@ def _producer(servers: str) -> Producer:
     )
 
 
-def _publish(servers: str, records: list[Ready], per_second: float, begin_s: float, answer: Connection) -> None:
+def _publish(servers: str, records: list[Ready], per_second: float, pipe: Connection) -> None:
     producer = _producer(servers)
     producer.list_topics(EVENTS, timeout=WAIT_S)
     sent: list[Published | None] = [None] * len(records)
     gc.disable()
+    pipe.send("ready")
+    begin_s: float = pipe.recv()
 
     def report(number: int, due_s: float, late_s: float) -> Callable[[KafkaError | None, Message], None]:
         def delivered(error: KafkaError | None, message: Message) -> None:
@@ -259,7 +271,7 @@ def _publish(servers: str, records: list[Ready], per_second: float, begin_s: flo
     producer.flush(WAIT_S)
     if None in sent:
         raise RuntimeError("a record was not delivered")
-    answer.send(sent)
+    pipe.send(sent)
 
 
 def _receive(servers: str, topic: str, keys: set[bytes], timeout_s: float, answer: Connection) -> None:
