@@ -185,3 +185,10 @@ def test_paths_in_messages_exist() -> None:
     }
     assert named
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+def test_the_service_on_the_front_page_is_the_one_of_the_guide() -> None:
+    """The guide's is run on the real stack."""
+    front, guide = (blocks(text_of(ROOT / page)) for page in ("README.md", "docs/client.md"))
+    (shown,) = [block.body for block in front if block.language == "python"]
+    assert shown == guide[0].body
