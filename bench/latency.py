@@ -20,7 +20,7 @@ from .processes import LEAD_S, Publisher, Ready, Receiver, Role, stand_at_end, w
 ERRORS_PER_S = 1_000
 CALM_PER_S = 100
 #: The broker compiles its hot paths while it warms up.
-_WARM_S = 3.0
+_WARM_S = 6.0
 _SECONDS, _SECONDS_QUICK = 15.0, 1.5
 _ANSWER_S = 20.0
 
@@ -37,8 +37,8 @@ def _measure(setup: Setup) -> list[Figure]:
         try:
             role.wait("partitions", Role.caught_up)
             _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=min(seconds, _WARM_S))
-            calm = _run(setup, codec, role, per_second=CALM_PER_S, seconds=seconds)
             busy = _run(setup, codec, role, per_second=ERRORS_PER_S, seconds=seconds)
+            calm = _run(setup, codec, role, per_second=CALM_PER_S, seconds=seconds)
         finally:
             role.end()
     name = f"error -> command, {ERRORS_PER_S:,}/s"

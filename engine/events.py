@@ -13,8 +13,10 @@ from schemas.records import Record
 from schemas.records.events import CheckpointCreated
 
 #: What orjson writes differently from RFC 8785, or takes and a state may not hold: fractions, exponents, integers of 16
-#: digits and more, U+0000. Found inside a text it only costs the slower way.
-_UNUSUAL = re.compile(rb"[:\[,]-?(?:\d+[.eE]|\d{16})|\\u0000")
+#: digits and more. Found inside a text it only costs the slower way. One pattern for each byte that can stand before a
+#: number: what begins with one certain byte is found three times as fast.
+_NUMBER = rb"-?(?:\d+[.eE]|\d{16})"
+_UNUSUAL = tuple(re.compile(before + _NUMBER).search for before in (rb":", rb",", rb"\["))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def _parse(data: bytes) -> dict[str, object]:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise StateError("structure", f"not JSON: {error}") from None
-    plain = data.isascii() and _UNUSUAL.search(data) is None
+    plain = data.isascii() and b"\\u0000" not in data and not any(search(data) for search in _UNUSUAL)
     plain = plain and orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == data
     if not plain:
         value = parse_state(data)

@@ -80,5 +80,5 @@ def _without_nul(value: Any) -> Any:
 def _marker(reason: str, content: str | None = None) -> str:
     marker = {"$kintsugi": "unreadable", "reason": text(reason)}
     if content is not None:
-        marker["text"] = text(content[:_TEXT_IN_MARKER_MAX])
+        marker["text"] = text(content[:_TEXT_IN_MARKER_MAX].encode("utf-8", "replace").decode())
     return orjson.dumps(marker).decode()
