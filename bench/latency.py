@@ -23,6 +23,8 @@ CALM_PER_S = 100
 _WARM_S = 6.0
 _SECONDS, _SECONDS_QUICK = 15.0, 1.5
 _ANSWER_S = 20.0
+#: Records sent before the clock runs: some for every partition.
+_FIRST = 50
 
 
 def _measure(setup: Setup) -> list[Figure]:
@@ -71,7 +73,9 @@ def _run(setup: Setup, codec: Codec, role: Role, *, per_second: int, seconds: fl
     _write_and_wait(at.kafka, role, [record for case in cases for record in case.before])
     timeout_s = LEAD_S + seconds + _ANSWER_S
     receiver = Receiver(at.kafka, COMMANDS, keys=[case.error.key for case in cases], timeout_s=timeout_s)
-    publisher = Publisher(at.kafka, [case.error for case in cases], per_second=per_second)
+    errors = [case.error for case in cases]
+    # Their starts once more: a start that comes twice changes nothing.
+    publisher = Publisher(at.kafka, errors, per_second=per_second, first=[case.before[0] for case in cases[:_FIRST]])
     time.sleep(max(0.0, publisher.begin_s - time.monotonic()))
     role_s = role.cpu_s()
     psutil.cpu_percent()
@@ -96,10 +100,11 @@ def _write_and_wait(servers: str, role: Role, records: list[Ready]) -> None:
 def _hop(setup: Setup, codec: Codec, *, seconds: float) -> Latencies:
     """The same errors at the same rate, only read back: nobody acts on them, their workflows never started."""
     at, count = setup.stack, int(ERRORS_PER_S * seconds)
-    cases: list[Failing] = [failing(codec) for _ in range(count)]
+    cases: list[Failing] = [failing(codec) for _ in range(count + _FIRST)]
+    cases, first = cases[:count], [case.error for case in cases[count:]]
     timeout_s = LEAD_S + seconds + _ANSWER_S
     receiver = Receiver(at.kafka, EVENTS, keys=[case.error.key for case in cases], timeout_s=timeout_s)
-    publisher = Publisher(at.kafka, [case.error for case in cases], per_second=ERRORS_PER_S)
+    publisher = Publisher(at.kafka, [case.error for case in cases], per_second=ERRORS_PER_S, first=first)
     published = publisher.result(timeout_s)
     arrived = {item.value: item.at_s for item in receiver.result()}
     pairs = zip(cases, published, strict=True)

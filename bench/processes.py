@@ -174,11 +174,17 @@ def timed_writes(servers: str, registry: Registry, record: Record, count: int) -
 
 
 class Publisher:
-    """Sends records at fixed moments, whatever becomes of them: an answer that is late delays nothing (open loop)."""
+    """Sends records at fixed moments, whatever becomes of them: an answer that is late delays nothing (open loop).
 
-    def __init__(self, servers: str, records: Sequence[Ready], *, per_second: float) -> None:
+    `first` are sent before, as a service that has run for a while has sent some: a producer's first records wait for
+    its id and its connections.
+    """
+
+    def __init__(
+        self, servers: str, records: Sequence[Ready], *, per_second: float, first: Sequence[Ready] = ()
+    ) -> None:
         self._pipe, theirs = _processes.Pipe()
-        arguments = (servers, list(records), per_second, theirs)
+        arguments = (servers, list(first), list(records), per_second, theirs)
         self._process = _processes.Process(target=_publish, args=arguments, daemon=True)
         self._process.start()
         if not self._pipe.poll(WAIT_S):
@@ -243,9 +249,12 @@ def _producer(servers: str) -> Producer:
     )
 
 
-def _publish(servers: str, records: list[Ready], per_second: float, pipe: Connection) -> None:
+def _publish(servers: str, first: list[Ready], records: list[Ready], per_second: float, pipe: Connection) -> None:
     producer = _producer(servers)
     producer.list_topics(EVENTS, timeout=WAIT_S)
+    for item in first:
+        producer.produce(EVENTS, item.value, item.key, headers=cast(Any, item.headers))
+    producer.flush(WAIT_S)
     sent: list[Published | None] = [None] * len(records)
     gc.disable()
     pipe.send("ready")

@@ -36,14 +36,17 @@ from .deadline import Deadline
 from .handler import LogRange
 from .memory import Memory
 from .outbox import Outbox
-from .snapshots import Snapshots
+from .snapshots import Dumping, Snapshots
 
 ROLE = "recovery"
 #: A snapshot after so many records, or after the interval if there was any.
 SNAPSHOT_RECORDS = 20_000
 SNAPSHOT_INTERVAL_S = 30.0
-#: The loop stands still while a snapshot is made: at most this share of the time.
+#: The loop stands still while states are taken into a snapshot: at most this share of the time.
 SNAPSHOT_SHARE_MAX = 0.01
+#: States taken in one round, about a millisecond's, and how soon the next round comes when there is nothing else to do.
+DUMP_STATES = 64
+DUMP_PAUSE_US = 2_000
 #: Timer facts written in one round; the rest follow after a look at the log.
 TIMERS_PER_TICK_MAX = 1_000
 #: While a partition has not caught up, its timers are looked at this often.
@@ -65,6 +68,8 @@ class Recovery:
         self._snapshots = snapshots
         self._memories: dict[int, Memory] = {}
         self._snapshot_due_s: dict[int, float] = {}
+        #: The snapshot under way: one at a time, a few states a round.
+        self._dumping: tuple[Memory, Dumping] | None = None
         self._strays_due_s = time.monotonic() + STRAYS_INTERVAL_S
         self._gauges_due_s = 0.0
         self._now_us = 0
@@ -114,8 +119,10 @@ class Recovery:
         memory.evict()
         now_s = time.monotonic()
         if memory.folded >= SNAPSHOT_RECORDS or now_s >= self._snapshot_due_s[partition]:
-            if now_s >= self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9 and not self._snapshots.busy:
-                self._snapshot(memory)
+            least_s = self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9
+            if now_s >= least_s and self._dumping is None and not self._snapshots.busy:
+                self._dumping = memory, Dumping(memory.next_offset, memory.states, memory.ended)
+                memory.folded = 0
 
     def tick(self, now_us: int, caught_up: Callable[[int], bool]) -> int | None:
         """Write the timer facts that are due at broker time `now_us`. Returns when the next one is."""
@@ -142,14 +149,19 @@ class Recovery:
             self._strays_due_s = now_s + STRAYS_INTERVAL_S
             for memory in self._memories.values():
                 memory.forget_strays()
+        if self._dumping is not None:
+            self._go_on_dumping(*self._dumping)
+            again_us = now_us + DUMP_PAUSE_US
+            nearest_us = again_us if nearest_us is None else min(nearest_us, again_us)
         return nearest_us
 
     def revoked(self, partitions: Sequence[int], deadline: Deadline) -> None:
         """Leave a snapshot to the next owner."""
         for partition in partitions:
             memory = self._memories.get(partition)
-            if memory is not None and memory.folded:
-                self._snapshot(memory)
+            under_way = self._dumping is not None and self._dumping[0] is memory
+            if memory is not None and (memory.folded or under_way):
+                self._snapshots.save(partition, memory.next_offset, memory.states.values(), memory.ended)
         self._snapshots.settle(deadline)
         self.lost(partitions)
 
@@ -182,6 +194,8 @@ class Recovery:
         timestamp_us = message.timestamp()[1] * 1000
         memory.log_us = max(memory.log_us, timestamp_us)
         event = deliver(record, memory.partition, offset, timestamp_us)
+        if self._dumping is not None and self._dumping[0] is memory:
+            self._dumping[1].spare(record.workflow_id)
         try:
             state = evolve(memory.get(record.workflow_id, record.workflow_type), event)
             effects = decide(state, event, self._policy)
@@ -269,10 +283,12 @@ class Recovery:
         elif event.rejection is not None:
             telemetry.STATE_FAILURES.labels(event.rejection[0]).inc()
 
-    def _snapshot(self, memory: Memory) -> None:
-        held_up_s = self._snapshots.save(
-            memory.partition, memory.next_offset, memory.states.values(), memory.ended.keys()
-        )
-        memory.folded = 0
-        pause_s = max(SNAPSHOT_INTERVAL_S, held_up_s / SNAPSHOT_SHARE_MAX)
-        self._snapshot_due_s[memory.partition] = time.monotonic() + pause_s
+    def _go_on_dumping(self, memory: Memory, dumping: Dumping) -> None:
+        """Take some more states into the snapshot under way; write it when all are taken."""
+        if self._memories.get(memory.partition) is not memory:
+            self._dumping = None  # the partition is another's, or was emptied
+        elif dumping.take(DUMP_STATES):
+            self._dumping = None
+            self._snapshots.write(memory.partition, dumping)
+            pause_s = max(SNAPSHOT_INTERVAL_S, dumping.held_up_s / SNAPSHOT_SHARE_MAX)
+            self._snapshot_due_s[memory.partition] = time.monotonic() + pause_s

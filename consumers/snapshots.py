@@ -1,20 +1,21 @@
 """Snapshots of a partition's states in object storage. A cache: deleting all of them costs time and loses nothing.
 
 Each names the cluster, topic, partition and offset it belongs to; one of another cluster, or that cannot be read, is
-ignored. The bytes are made on the loop's thread, uploaded and tidied up on another. Nothing here ever raises.
+ignored. States are taken on the loop's thread, written and tidied up on another. Nothing here ever raises.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import islice
 
 import orjson
 from obstore.store import ObjectStore, from_url
 
-from engine.snapshot import VERSION, SnapshotError, dump, load
+from engine.snapshot import VERSION, Dump, SnapshotError, load
 from engine.state import WorkflowState
 from schemas.errors import ConfigError
 from schemas.ids import uuid_bytes, uuid_text
@@ -28,6 +29,49 @@ KEPT = 3
 UPLOADS_MAX = 8
 _MAGIC = b"KNTSNAP1"
 _HEADER_SIZE_BYTES_MAX = 64 * 1024
+
+
+class Dumping:
+    """A snapshot in the making, of everything before `offset`: states are taken a few at a time, between folds.
+
+    Each is taken as it was at the beginning: `spare` is to be called before one changes. Does not raise; `failure` says
+    why it came to nothing.
+    """
+
+    def __init__(self, offset: int, states: Mapping[str, WorkflowState], ended: Iterable[str]) -> None:
+        self.offset = offset
+        self.failure: Exception | None = None
+        self.held_up_s = 0.0
+        self._left = dict(states)
+        self._order = iter(list(states))
+        self._ended = list(ended)
+        self._dump = Dump()
+
+    def spare(self, workflow_id: str) -> None:
+        """This workflow's state is about to change: take it now."""
+        state = self._left.pop(workflow_id, None)
+        if state is not None:
+            self._add(state)
+
+    def take(self, most: int | None) -> bool:
+        """Take so many more states, all for None. Returns whether all are taken."""
+        started_s = time.perf_counter()
+        for workflow_id in islice(self._order, most):
+            self.spare(workflow_id)
+        self.held_up_s += time.perf_counter() - started_s
+        return not self._left
+
+    def data(self) -> bytes:
+        """The content of the snapshot; made by the thread that writes it."""
+        gone = b"".join(uuid_bytes(i) for i in self._ended)
+        return len(gone).to_bytes(4, "big") + gone + self._dump.data()
+
+    def _add(self, state: WorkflowState) -> None:
+        try:
+            self._dump.add(state)
+        except Exception as error:
+            self.failure = error
+            self._left.clear()
 
 
 class Snapshots:
@@ -70,25 +114,23 @@ class Snapshots:
         """Whether uploads are backed up; asking for more would only pile up bytes."""
         return len(self._uploads) >= UPLOADS_MAX
 
-    def save(self, partition: int, offset: int, states: Iterable[WorkflowState], ended: Iterable[str]) -> float:
-        """Write a snapshot of everything before `offset`. Returns for how long the caller was held up, seconds."""
-        started_s = time.perf_counter()
-        try:
-            head = orjson.dumps({**self._tags, "partition": partition, "offset": offset})
-            gone = b"".join(uuid_bytes(i) for i in ended)
-            data = b"".join(
-                (_MAGIC, len(head).to_bytes(4, "big"), head, len(gone).to_bytes(4, "big"), gone, dump(states))
-            )
-            upload = self._pool.submit(self._upload, partition, offset, data)
-            with self._lock:
-                self._uploads.add(upload)
-            upload.add_done_callback(self._uploaded)
-        except Exception as error:
+    def save(self, partition: int, offset: int, states: Iterable[WorkflowState], ended: Iterable[str]) -> None:
+        """Write a snapshot of everything before `offset`, taken at once."""
+        made = Dumping(offset, {state.workflow_id: state for state in states}, ended)
+        made.take(None)
+        self.write(partition, made)
+
+    def write(self, partition: int, made: Dumping) -> None:
+        """Write a snapshot whose states are all taken."""
+        telemetry.SNAPSHOT_SECONDS.observe(made.held_up_s)
+        if made.failure is not None:
             telemetry.SNAPSHOTS.labels("failed").inc()
-            self._log.warning("snapshot not made", partition=partition, error=error)
-        held_up_s = time.perf_counter() - started_s
-        telemetry.SNAPSHOT_SECONDS.observe(held_up_s)
-        return held_up_s
+            self._log.warning("snapshot not made", partition=partition, error=made.failure)
+            return
+        upload = self._pool.submit(self._upload, partition, made)
+        with self._lock:
+            self._uploads.add(upload)
+        upload.add_done_callback(self._uploaded)
 
     def settle(self, deadline: Deadline) -> None:
         """Wait for uploads under way."""
@@ -104,9 +146,11 @@ class Snapshots:
         with self._lock:
             self._uploads.discard(upload)
 
-    def _upload(self, partition: int, offset: int, data: bytes) -> None:
+    def _upload(self, partition: int, made: Dumping) -> None:
         try:
-            self._store.put(f"{self._prefix}/{partition}/{offset:020d}", data)
+            head = orjson.dumps({**self._tags, "partition": partition, "offset": made.offset})
+            data = b"".join((_MAGIC, len(head).to_bytes(4, "big"), head, made.data()))
+            self._store.put(f"{self._prefix}/{partition}/{made.offset:020d}", data)
             for _, path in sorted(self._list(partition), reverse=True)[KEPT:]:
                 self._store.delete(path)
             telemetry.SNAPSHOTS.labels("saved").inc()

@@ -30,20 +30,35 @@ class SnapshotError(KintsugiError):
     """The bytes are no snapshot, are damaged, or were written by another version."""
 
 
-def dump(states: Iterable[WorkflowState]) -> bytes:
-    """All states, compressed, with a version and a checksum (zstd's)."""
-    codec = Codec()
-    graphs: dict[int, int] = {}
-    specs: list[Any] = []
-    rows = []
-    for state in states:
+class Dump:
+    """States on their way into one snapshot. Each is taken as it is when it is added; later changes do not show."""
+
+    def __init__(self) -> None:
+        self._codec = Codec()
+        self._graphs: dict[int, int] = {}
+        self._specs: list[Any] = []
+        self._rows: list[list[Any]] = []
+
+    def add(self, state: WorkflowState) -> None:
+        """Take a state."""
         key = id(state.graph)
-        if key not in graphs:
-            graphs[key] = len(specs)
-            specs.append([{f.name: getattr(s, f.name) for f in fields(StepSpec)} for s in state.graph.steps])
-        rows.append(_row(state, graphs[key], codec))
-    data = orjson.dumps({"version": VERSION, "graphs": specs, "states": rows})
-    return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data)
+        if key not in self._graphs:
+            self._graphs[key] = len(self._specs)
+            self._specs.append([{f.name: getattr(s, f.name) for f in fields(StepSpec)} for s in state.graph.steps])
+        self._rows.append(_row(state, self._graphs[key], self._codec))
+
+    def data(self) -> bytes:
+        """All of them, compressed, with a version and a checksum (zstd's)."""
+        data = orjson.dumps({"version": VERSION, "graphs": self._specs, "states": self._rows})
+        return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data)
+
+
+def dump(states: Iterable[WorkflowState]) -> bytes:
+    """A snapshot of these states."""
+    made = Dump()
+    for state in states:
+        made.add(state)
+    return made.data()
 
 
 def load(data: bytes) -> list[WorkflowState]:
