@@ -15,7 +15,7 @@ from schemas.codec import Codec
 from schemas.errors import KintsugiError
 from schemas.records.events import RecoveryDecided, StepSpec
 
-from .graph import graph_of
+from .graph import Graph, graph_of
 from .state import Attempt, Case, StepRun, WorkflowState
 
 #: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
@@ -35,7 +35,8 @@ class Dump:
 
     def __init__(self) -> None:
         self._codec = Codec()
-        self._graphs: dict[int, int] = {}
+        #: By id, which is a graph's own only while it lives: so it is kept here.
+        self._graphs: dict[int, tuple[int, Graph]] = {}
         self._specs: list[Any] = []
         self._rows: list[list[Any]] = []
 
@@ -43,9 +44,9 @@ class Dump:
         """Take a state."""
         key = id(state.graph)
         if key not in self._graphs:
-            self._graphs[key] = len(self._specs)
+            self._graphs[key] = len(self._specs), state.graph
             self._specs.append([{f.name: getattr(s, f.name) for f in fields(StepSpec)} for s in state.graph.steps])
-        self._rows.append(_row(state, self._graphs[key], self._codec))
+        self._rows.append(_row(state, self._graphs[key][0], self._codec))
 
     def data(self) -> bytes:
         """All of them, compressed, with a version and a checksum (zstd's)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +18,9 @@ from consumers.handler import LogRange
 from consumers.outbox import Outbox
 from consumers.recovery import Recovery
 from consumers.snapshots import Dumping, Snapshots
+from engine.graph import Graph
 from engine.policy import default_policy
-from engine.snapshot import dump, load
+from engine.snapshot import Dump, dump, load
 from engine.state import WorkflowState
 from engine.testing import Service, World
 from schemas.codec import Codec
@@ -210,3 +212,18 @@ def test_states_are_taken_once_in_their_order_but_for_those_that_changed_meanwhi
         dumping.spare(workflow_id)
     assert dumping.take(None)
     assert [s.workflow_id for s in load(dumping._dump.data())] == ["0", "3", "1", "2"]
+
+
+def test_a_graph_that_is_gone_lends_its_place_to_no_other() -> None:
+    """Between two rounds a workflow may change its graph: the old one is freed, and a new one may lie where it lay."""
+    made = Dump()
+    expected: list[str] = []
+    for number in range(200):
+        state = WorkflowState(str(uuid.uuid4()), "development", 0)
+        step = StepSpec(step_id=f"step-{number}")
+        state.graph = Graph((step,), {step.step_id: 0})  # as one beyond the shared ones: nobody else holds it
+        state.steps = b"\x00"
+        made.add(state)
+        expected.append(step.step_id)
+        del state
+    assert [state.graph.steps[0].step_id for state in load(made.data())] == expected
