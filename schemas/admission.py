@@ -14,7 +14,7 @@ from .codec import Codec, Unknown
 from .errors import AdmissionError
 from .ids import check_uuid
 from .records import Record
-from .records.events import StepSpec, WorkflowStarted
+from .records.events import CheckpointsExpired, StateMigrated, StepSpec, WorkflowStarted
 
 #: 9999-12-31T23:59:59Z, the last moment Postgres and `datetime` agree on.
 _TIME_MAX_US = 253_402_300_799_000_000
@@ -36,10 +36,16 @@ _WIDTHS = {
     "producer": 255,
     "digest": 64,
     "chain_digest": 64,
+    "fingerprint": 64,
+    "protection": 20,
 }
 UUIDS = ("event_id", "checkpoint_id", "error_id", "root_error_id", "attempt_id", "command_id", "intervention_id",
-          "session_id", "step_run_id")  # fmt: skip
+          "session_id", "step_run_id", "request_id")  # fmt: skip
 STEPS_MAX = 10_000
+#: A JSON Schema goes with every start of a workflow: one of more than a few pages belongs into code.
+STATE_SCHEMA_CHARS_MAX = 64 * 1024
+#: Checkpoints that one CheckpointsExpired names.
+EXPIRED_MAX = 1_000
 #: A time plus such a duration, in microseconds, still is a 64-bit number.
 _DURATION_MS_MAX = 2**53
 _INT_MAX = 2**31 - 1
@@ -98,6 +104,29 @@ def check(record: Record) -> None:
             raise AdmissionError(reason, f"{kind.__name__}.{name}: {number} is not within {low}..{high}")
     if isinstance(record, WorkflowStarted):
         _check_steps(record.steps)
+        _check_state_schema(record.state_schema)
+    elif isinstance(record, StateMigrated):
+        _check_state_schema(record.state_schema)
+    elif isinstance(record, CheckpointsExpired):
+        _check_expired(record)
+
+
+def _check_state_schema(text: str | None) -> None:
+    if text is not None and len(text) > STATE_SCHEMA_CHARS_MAX:
+        raise AdmissionError("too_long", f"state_schema: {len(text)} characters, {STATE_SCHEMA_CHARS_MAX} allowed")
+
+
+def _check_expired(record: CheckpointsExpired) -> None:
+    if not len(record.checkpoint_ids) == len(record.event_ids) <= EXPIRED_MAX:
+        raise AdmissionError(
+            "bad_id",
+            f"{len(record.checkpoint_ids)} checkpoints and {len(record.event_ids)} events, {EXPIRED_MAX} allowed",
+        )
+    try:
+        for text in (*record.checkpoint_ids, *record.event_ids):
+            check_uuid(text)
+    except ValueError as error:
+        raise AdmissionError("bad_id", f"CheckpointsExpired: {error}") from None
 
 
 def _check_steps(steps: tuple[StepSpec, ...]) -> None:

@@ -59,6 +59,9 @@ class _Writer:
     build: Callable[[dict[str, Any]], Record] | None
 
 
+_TEXTS = {"type": "array", "items": "string"}
+
+
 def _builder(name: str) -> Callable[[dict[str, Any]], Record] | None:
     kind = RECORD_TYPES.get(name)
     if kind is None:
@@ -71,13 +74,15 @@ def _builder(name: str) -> Callable[[dict[str, Any]], Record] | None:
             return record_type(**value)
 
         return started
-    if name == "InterventionRequested":
+    texts = tuple(f["name"] for f in json.loads(shipped()[name].text)["fields"] if f["type"] == _TEXTS)
+    if texts:
 
-        def requested(value: dict[str, Any]) -> Record:
-            value["channels"] = tuple(value["channels"])
+        def with_texts(value: dict[str, Any]) -> Record:
+            for field in texts:
+                value[field] = tuple(value[field])
             return record_type(**value)
 
-        return requested
+        return with_texts
     return lambda value: record_type(**value)
 
 

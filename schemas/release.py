@@ -54,6 +54,8 @@ def _value(record: str, field: dict[str, Any], avro: Any, *, bare: bool) -> Any:
         return () if field["default"] == [] else field["default"]
     if isinstance(avro, list):
         return _value(record, field, avro[-1], bare=bare)
+    if avro == {"type": "array", "items": "string"} and name.endswith("_ids"):
+        return () if bare else (derive_id(record, name, 0), derive_id(record, name, 1))
     if isinstance(avro, dict) and avro["type"] == "array":
         return tuple(_value(record, {"name": name}, avro["items"], bare=b) for b in (() if bare else (False, True)))
     if isinstance(avro, dict):

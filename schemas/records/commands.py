@@ -110,6 +110,8 @@ class RestartWorkflow(Command):
     expires_at: int
     reason: str
     actor: str
+    epoch: int = 0
+    last_sequence: int = 0
     started_partition: int | None = None
     started_offset: int | None = None
 
@@ -132,6 +134,8 @@ class ResumeFromCheckpoint(Command):
     expires_at: int
     reason: str
     actor: str
+    epoch: int = 0
+    last_sequence: int = 0
     step_id: str | None = None
     checkpoint_id: str | None = None
     checkpoint_partition: int | None = None
@@ -180,6 +184,8 @@ class RetryStep(Command):
     expires_at: int
     reason: str
     actor: str
+    epoch: int = 0
+    last_sequence: int = 0
     step_id: str
     timeout_ms: int | None = None
     checkpoint_id: str | None = None
@@ -208,6 +214,8 @@ class RollbackTo(Command):
     expires_at: int
     reason: str
     actor: str
+    epoch: int = 0
+    last_sequence: int = 0
     step_id: str | None = None
     checkpoint_id: str | None = None
     checkpoint_partition: int | None = None
@@ -235,6 +243,8 @@ class RunAlternativePath(Command):
     expires_at: int
     reason: str
     actor: str
+    epoch: int = 0
+    last_sequence: int = 0
     step_id: str
     alternative_step_id: str
     checkpoint_id: str | None = None

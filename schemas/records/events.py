@@ -23,8 +23,10 @@ class CheckpointCreated(Record):
     step_id: str
     checkpoint_type: str
     sequence: int
+    epoch: int = 0
     state_version: str
     codec: str
+    protection: str = "none"
     size_bytes: int
     digest: str
     parent_digest: str | None = None
@@ -52,6 +54,24 @@ class CheckpointRejected(Record):
     step_id: str
     reason: str
     detail: str
+    detected_by: str = "arrival"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointsExpired(Record):
+    """Checkpoints beyond their retention: no longer restored from, and gone from the tables."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    checkpoint_ids: tuple[str, ...]
+    event_ids: tuple[str, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +93,8 @@ class CommandAcknowledged(Record):
     step_id: str | None = None
     detail: str | None = None
     duplicate: bool = False
+    reason: str | None = None
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +321,27 @@ class ResourceUsageReported(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequested(Record):
+    """An operator asked that a workflow go on from an earlier checkpoint."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    request_id: str
+    checkpoint_id: str
+    checkpoint_partition: int
+    checkpoint_offset: int
+    checkpoint_digest: str
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateMigrated(Record):
     """A state was brought to a newer version."""
 
@@ -315,6 +358,8 @@ class StateMigrated(Record):
     to_version: str
     digest_before: str
     digest_after: str
+    command_id: str | None = None
+    state_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,10 +378,12 @@ class StatePersisted(Record):
     version: str
     state_version: str
     codec: str
+    protection: str = "none"
     size_bytes: int
     digest: str
     status: str
     state: bytes
+    claim_uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,14 +401,18 @@ class StateRestored(Record):
     checkpoint_id: str | None = None
     step_id: str
     command_id: str | None = None
+    epoch: int = 0
     state_version: str
     codec: str
+    protection: str = "none"
     size_bytes: int
     digest: str
     status: str
     restored_at: int
     restore_count: int
+    reason: str | None = None
     state: bytes
+    claim_uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,6 +468,7 @@ class StepProgressed(Record):
     progress: float | None = None
     progress_token: str | None = None
     message: str | None = None
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,6 +555,7 @@ class WorkflowCompleted(Record):
     occurred_at: int
     producer: str
     result: str | None = None
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -527,6 +580,9 @@ class WorkflowErrorOccurred(Record):
     context: str | None = None
     checkpoint_id: str | None = None
     detected_by: str
+    reason: str | None = None
+    fingerprint: str | None = None
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,6 +599,22 @@ class WorkflowFailed(Record):
     producer: str
     reason: str
     error_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowKeyErased(Record):
+    """The workflow's data keys were erased: its states and texts can be read by nobody any more."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    reason: str
+    actor: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -612,3 +684,6 @@ class WorkflowStarted(Record):
     steps: tuple[StepSpec, ...]
     timeout_ms: int | None = None
     input: str | None = None
+    state_version: str | None = None
+    state_schema: str | None = None
+    sealed: bytes | None = None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from schemas import release
-from schemas.admission import STEPS_MAX, admit, check
+from schemas.admission import STATE_SCHEMA_CHARS_MAX, STEPS_MAX, admit, check
 from schemas.catalog import shipped
 from schemas.codec import Codec, Unknown
 from schemas.errors import AdmissionError, DecodeError
@@ -19,9 +19,11 @@ from schemas.records import Record
 from schemas.records.commands import RetryStep
 from schemas.records.events import (
     CheckpointCreated,
+    CheckpointsExpired,
     InterventionRequested,
     RecoveryDecided,
     ResourceUsageReported,
+    StateMigrated,
     StepSpec,
     StepStarted,
     TimerFired,
@@ -157,6 +159,7 @@ def test_no_record_breaks_the_check_itself(name: str) -> None:
         ids: dict[str, Any] = {
             n: WORKFLOW for n in record.__dataclass_fields__ if n.endswith("_id") and n != "external_id"
         }
+        ids |= {n: (WORKFLOW,) for n in record.__dataclass_fields__ if n.endswith("_ids")}
         assert reason_of(replace(record, **ids)) in ("", *REASONS[1:])
 
     holds()
@@ -178,3 +181,27 @@ def test_rules_follow_the_schema_not_the_class_seen_first() -> None:
     check(step_started())
     assert isinstance(sample(StepStarted), StepStarted)
     assert refused(KEY, step_started(timeout_ms=-5)) == "bad_time"
+
+
+IDS = (WORKFLOW,) * 3
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "events"), [(IDS, IDS[1:]), ((*IDS, "x"), (*IDS, WORKFLOW)), (IDS * 334, IDS * 334)]
+)
+def test_expired_checkpoints_are_pairs_of_uuids_and_not_too_many(
+    checkpoints: tuple[str, ...], events: tuple[str, ...]
+) -> None:
+    sound = sample(CheckpointsExpired)
+    check(sound)
+    with pytest.raises(AdmissionError) as caught:
+        check(sample(CheckpointsExpired, checkpoint_ids=checkpoints, event_ids=events))
+    assert caught.value.reason == "bad_id"
+
+
+@pytest.mark.parametrize("kind", [WorkflowStarted, StateMigrated])
+def test_a_schema_of_more_than_a_few_pages_is_refused(kind: type[Record]) -> None:
+    check(sample(kind, state_schema="x" * STATE_SCHEMA_CHARS_MAX))
+    with pytest.raises(AdmissionError, match="state_schema") as caught:
+        check(sample(kind, state_schema="x" * (STATE_SCHEMA_CHARS_MAX + 1)))
+    assert caught.value.reason == "too_long"
