@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("ops.commands.run:run", "Run a role: recovery, projector, or all."),
     "db": ("ops.commands.db:db", "Migrate the database."),
     "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, or tell all that happened to it."),
+    "state": ("ops.commands.state:state", "Compare versions of states; try migrations before a deployment."),
     "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),

@@ -1,0 +1,10 @@
+"""`kintsugi state ...`: the versions of workflows' states."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def state() -> None:
+    """Versions of states: what changed between two, and whether migrations fit."""
