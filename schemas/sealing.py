@@ -1,11 +1,11 @@
-"""Sealed bytes: state that only holders of a workflow's data key can read or make, and only for the record it was made for.
+"""Sealed bytes: state that only holders of a workflow's data key can read or make, and only for one record.
 
 Layout: `KS`, version, algorithm (1 HMAC-SHA-256, 2 AES-256-GCM), number of the data key (4 bytes, big-endian), then the
 MAC (32 bytes) and the payload, or the nonce (12 bytes) and the ciphertext with its tag. Header and binding are
 authenticated with the payload, before anything else looks at it. What is bound: see `binding_of`.
 
-Not guaranteed: that a sealed record is the newest one. An older one of the same workflow verifies too; only its place in
-the log tells (epoch, sequence and chain digest are bound, so they cannot lie).
+Not guaranteed: that a sealed record is the newest one. An older one of the same workflow verifies too; only its place
+in the log tells (epoch, sequence and chain digest are bound, so they cannot lie).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,7 +44,7 @@ _NONCE_BYTES = 12
 _TAG_BYTES = 16
 #: Where a record came from and when says nothing about the state, and is not known when the bytes are made.
 _UNBOUND = frozenset(
-    "state claim_uri sealed event_id occurred_at producer correlation_id causation_id".split()  # noqa: SIM905
+    ("state", "claim_uri", "sealed", "event_id", "occurred_at", "producer", "correlation_id", "causation_id")
 )
 #: Fields of a record type that its `sealed` field holds. Type, code and fingerprint stay in clear.
 SEALED_FIELDS = {
@@ -147,7 +146,7 @@ def unseal(sealed: bytes, *, protection: str, binding: bytes, keys: Callable[[in
 
 
 def key_number_of(sealed: bytes) -> int:
-    """Number of the data key that sealed these bytes, as they claim. StateError "decryption" when they are not sealed."""
+    """Number of the data key that these bytes say sealed them. StateError "decryption" when they are not sealed."""
     return _read_header(sealed)[1]
 
 
@@ -175,15 +174,22 @@ def _unproven() -> StateError:
     return StateError("decryption", "these are not the bytes that were sealed for this record, or not with this key")
 
 
-@cache
-def _bound_fields(kind: type[Record]) -> tuple[tuple[str, ...], tuple[Any, ...], Callable[[Any], tuple[Any, ...]]]:
-    bound = [f for f in fields(kind) if f.name not in _UNBOUND]
-    names = tuple(f.name for f in bound)
-    return names, tuple(f.default for f in bound), attrgetter(*names)
+#: By record type: names of the bound fields, their defaults, and how to read them all at once.
+_Bound = tuple[tuple[str, ...], tuple[Any, ...], Callable[[Any], tuple[Any, ...]]]
+_BOUND: dict[type[Record], _Bound] = {}
+
+
+def _bound_fields(kind: type[Record]) -> _Bound:
+    found = _BOUND.get(kind)
+    if found is None:
+        bound = [f for f in fields(kind) if f.name not in _UNBOUND]
+        names = tuple(f.name for f in bound)
+        found = _BOUND[kind] = names, tuple(f.default for f in bound), attrgetter(*names)
+    return found
 
 
 def binding_of(record: Record) -> bytes:
-    """What a record's sealed state is bound to: its type and all its fields but the bytes' place and the event's origin.
+    """What a record's sealed state is bound to: its type, and all fields but the bytes' place and the event's origin.
 
     Canonical JSON. A field that has its default is left out, so that a field which a later release adds does not make
     what was sealed before unreadable; giving it any other value still does.
@@ -221,7 +227,7 @@ def unseal_fields(record: R, keys: Callable[[int], DataKey]) -> R:
     data = unseal(sealed, protection="aes-256-gcm", binding=_binding_of_fields(record), keys=keys)
     texts = orjson.loads(data)
     changed: dict[str, Any] = {name: texts.get(name) for name in SEALED_FIELDS[type(record).__name__]}
-    return replace(record, **changed, sealed=None)
+    return replace(record, **{**changed, "sealed": None})
 
 
 def _binding_of_fields(record: Record) -> bytes:
