@@ -13,8 +13,9 @@ from typing import Any
 
 from consumers.memory import Memory
 from engine.decide import decide
-from engine.events import Delivered, deliver
+from engine.events import Delivered
 from engine.fold import evolve
+from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.state import WorkflowState
 from schemas.admission import admit

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from confluent_kafka import Message
 
-from engine.events import Delivered, deliver
+from engine.events import Delivered
+from engine.inspection import deliver
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.dead_letters import STAGE_DECODE, DeadLetter

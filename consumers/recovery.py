@@ -16,8 +16,9 @@ from confluent_kafka import Message
 
 from engine.decide import decide
 from engine.effects import Append, Effect
-from engine.events import Delivered, deliver
+from engine.events import Delivered
 from engine.fold import evolve
+from engine.inspection import deliver
 from engine.policy import Policy
 from engine.timers import due
 from schemas.admission import admit

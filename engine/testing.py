@@ -20,8 +20,9 @@ from schemas.records.events import (
 
 from .decide import decide
 from .effects import Append
-from .events import Delivered, deliver
+from .events import Delivered
 from .fold import evolve
+from .inspection import deliver
 from .policy import Policy
 from .state import WorkflowState
 from .timers import due, next_due_us

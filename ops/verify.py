@@ -10,7 +10,8 @@ from confluent_kafka import Message
 
 from consumers.dead_letter import raw
 from consumers.log_reader import LogReader
-from engine.events import Delivered, deliver
+from engine.events import Delivered
+from engine.inspection import deliver
 from engine.invariants import Finding, LogCheck
 from engine.policy import Policy
 from projections.catalog import TABLES

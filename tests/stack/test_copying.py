@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from engine.events import Delivered, deliver
+from engine.events import Delivered
+from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.testing import Service, World
 from ops.stack import Addresses

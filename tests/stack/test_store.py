@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.events import Delivered, deliver
+from engine.events import Delivered
+from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.testing import Service, World
 from ops.stack import Addresses

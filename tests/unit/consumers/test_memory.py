@@ -6,8 +6,8 @@ import uuid
 
 from consumers import memory as limits
 from consumers.memory import LINGER_US, LOOK_AGAIN_US, STRAY_LINGER_US, Memory
-from engine.events import deliver
 from engine.fold import evolve
+from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.state import WorkflowState
 from engine.testing import START_US

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.events import deliver
+from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.testing import Service, World
 from schemas.canonical import canonical_bytes, chain_digest_of, digest_of, parse_state
