@@ -24,7 +24,7 @@ from .errors import ConfigError, KintsugiError, RetriableError, StateError
 from .expiring import Expiring
 from .ids import check_uuid
 from .keys import VARIABLE, KeyProvider, open_provider
-from .objects import Objects
+from .objects import Objects, ObjectTooLargeError
 from .sealing import SECRET_BYTES, DataKey
 
 FOLDER = "keys"
@@ -184,7 +184,7 @@ class Keystore:
     def erasure(self, workflow_id: str) -> dict[str, Any] | None:
         """The tombstone: who erased the workflow's keys, when and why; None when nobody did."""
         _check_id(workflow_id)
-        data = self._objects.get_range(_path(workflow_id, ERASED), 0, _OBJECT_BYTES_MAX)
+        data = self._object(workflow_id, ERASED)
         if data is None:
             return None
         unknown = {"workflow_id": workflow_id, "actor": "unknown", "reason": "unknown", "erased_at": "unknown"}
@@ -198,7 +198,7 @@ class Keystore:
         _check_id(workflow_id)
         if self._objects.info(_path(workflow_id, ERASED)) is not None:
             raise _erased(workflow_id)
-        data = self._objects.get_range(_path(workflow_id, number), 0, _OBJECT_BYTES_MAX + 1)
+        data = self._object(workflow_id, number)
         if data is None:
             # The erasure may have come between the two questions.
             if self._objects.info(_path(workflow_id, ERASED)) is not None:
@@ -233,6 +233,13 @@ class Keystore:
             if found is not None:  # the store's own temporary files lie beside them
                 name = found["name"]
                 yield found["workflow_id"], None if name == ERASED else int(name)
+
+    def _object(self, workflow_id: str, name: int | str) -> bytes | None:
+        """One object; empty, which nothing of ours is, when it is larger than any of ours."""
+        try:
+            return self._objects.get(_path(workflow_id, name), size_bytes_max=_OBJECT_BYTES_MAX)
+        except ObjectTooLargeError:
+            return b""
 
     def _make(self, workflow_id: str, number: int) -> int:
         """Make a key with this number, unless another was faster: then it is the other's."""
@@ -312,7 +319,7 @@ def _asked(call: Callable[[], T]) -> T:
 def _parse(data: bytes, workflow_id: str, number: int) -> StoredKey:
     stored = None
     try:
-        raw: Any = orjson.loads(data[:_OBJECT_BYTES_MAX])  # a longer one is cut, and so no JSON
+        raw: Any = orjson.loads(data)
         stored = StoredKey(
             workflow_id=raw["workflow_id"],
             number=raw["number"],

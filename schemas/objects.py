@@ -29,6 +29,10 @@ class ObjectStoreError(RetriableError):
     """The store is away, too slow, full or refuses; the same call may succeed later."""
 
 
+class ObjectTooLargeError(ObjectStoreError):
+    """The object is larger than its reader allows: not what was asked for, and no retry makes it smaller."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
     """One object, as a listing shows it."""
@@ -79,7 +83,7 @@ class Objects:
         try:
             found = self._store.get(path)
             if size_bytes_max is not None and found.meta["size"] > size_bytes_max:
-                raise ObjectStoreError(f"object {path}: {found.meta['size']} bytes, {size_bytes_max} allowed")
+                raise ObjectTooLargeError(f"object {path}: {found.meta['size']} bytes, {size_bytes_max} allowed")
             return bytes(found.bytes())
         except (FileNotFoundError, NotFoundError):
             return None
