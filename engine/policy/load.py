@@ -15,7 +15,7 @@ from schemas.errors import ConfigError
 from .. import classify
 from ..strategies import STRATEGIES
 from .file import PolicyFile, Recovery, WorkflowErrorHandling
-from .model import Backoff, Intervention, Ladder, Policy, Rung, Timeouts
+from .model import Backoff, Intervention, Ladder, Policy, Rung, StateInspection, Timeouts
 
 #: A policy file is a page of YAML; anything larger is not one.
 TEXT_SIZE_BYTES_MAX = 1024 * 1024
@@ -86,6 +86,7 @@ def _build(parsed: WorkflowErrorHandling) -> Policy:
     unknown = strategies.unknown_error or _DEFAULT_UNKNOWN
     fallback = _ladder(classify.UNKNOWN, unknown, parsed.budgets.workflow_max_time)
     timeouts, commands, people = parsed.error_detection.timeouts, parsed.commands, parsed.manual_intervention
+    inspection = parsed.debugging.state_inspection
     content = json.dumps(parsed.model_dump(mode="json"), sort_keys=True)
     return Policy(
         version=hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -108,6 +109,11 @@ def _build(parsed: WorkflowErrorHandling) -> Policy:
             auto_pause=people.auto_pause,
             timeout_ms=people.timeout * 1000,
             escalations_max=people.max_escalations,
+        ),
+        state_inspection=StateInspection(
+            enabled=inspection.enabled,
+            state_size_bytes_max=inspection.max_state_size,
+            export_formats=inspection.export_formats,
         ),
         warnings=tuple(_warnings(ladders)),
     )

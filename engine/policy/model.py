@@ -64,6 +64,15 @@ class Intervention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateInspection:
+    """What people may look into: `debugging.state_inspection`."""
+
+    enabled: bool = True
+    state_size_bytes_max: int = 10 * 1024 * 1024
+    export_formats: tuple[str, ...] = ("json", "yaml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A policy as loaded; `version` is a digest of its content, written into every decision."""
 
@@ -75,6 +84,7 @@ class Policy:
     workflow_attempts_max: int
     workflow_time_ms_max: int
     intervention: Intervention
+    state_inspection: StateInspection = StateInspection()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def ladder(self, error_type: str) -> Ladder:
