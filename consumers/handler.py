@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from confluent_kafka import Message
 
@@ -52,3 +52,15 @@ class Handler(Protocol):
 
     def lost(self, partitions: Sequence[int]) -> None:
         """Partitions belong to another member already: forget them, write nothing."""
+
+
+@runtime_checkable
+class OwnPosition(Protocol):
+    """What a handler has besides when it keeps records back beyond `flush`, and its own store says where it stands.
+
+    The loop then commits only what is stored, as a bookmark for those who watch the lag, and does not take offence
+    when the group's position is outside the log.
+    """
+
+    def stored(self, partition: int) -> int:
+        """Everything before this offset is stored. Asked after `flush` and after `revoked`."""

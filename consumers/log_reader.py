@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.errors import FatalError, RetriableError
+from schemas.log_record import LogRecord
 from schemas.topics import MESSAGE_SIZE_BYTES_MAX
 
+from .dead_letter import headers_of, raw
 from .kafka import Reporter, describe
 
 #: Waits for metadata and watermarks.
@@ -21,6 +23,24 @@ _POLL_S = 0.2
 
 #: Per partition: first offset, and the offset after the last.
 Ranges = Mapping[int, tuple[int, int]]
+
+
+class RangeGoneError(FatalError):
+    """The log does not hold the beginning of a range any more."""
+
+
+def record_of(message: Message) -> LogRecord:
+    """The record, free of the client library."""
+    kind, timestamp_ms = message.timestamp()
+    return LogRecord(
+        message.partition() or 0,
+        message.offset() or 0,
+        timestamp_ms,
+        kind,
+        raw(message.key()),
+        raw(message.value()),
+        tuple(headers_of(message)),
+    )
 
 
 class LogReader:
@@ -64,6 +84,13 @@ class LogReader:
         except KafkaException as error:
             raise self._away(error) from error
 
+    def cluster_id(self) -> str:
+        """Id of the cluster. RetriableError when Kafka is away."""
+        try:
+            return str(self._consumer.list_topics(timeout=LOOKUP_TIMEOUT_S).cluster_id or "unknown")
+        except KafkaException as error:
+            raise self._away(error) from error
+
     def offset_at(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """First offset at or after a broker time; None when everything is older."""
         try:
@@ -76,7 +103,7 @@ class LogReader:
     def read(self, topic: str, ranges: Ranges) -> Iterator[Message]:
         """Records of the ranges; within a partition in order, partitions mixed.
 
-        FatalError when the log no longer holds a range, RetriableError when Kafka falls silent.
+        RangeGoneError when the log no longer holds a range, RetriableError when Kafka falls silent.
         """
         left = {partition: end for partition, (start, end) in ranges.items() if start < end}
         self._consumer.assign([TopicPartition(topic, p, ranges[p][0]) for p in left])
@@ -113,7 +140,7 @@ class LogReader:
             if error is None:
                 continue
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise FatalError(f"{message.topic()}[{message.partition()}]: the range is not in the log any more")
+                raise RangeGoneError(f"{message.topic()}[{message.partition()}]: the range is not in the log any more")
             if error.fatal():
                 raise FatalError(f"Kafka: {describe(error)}")
         return [m for m in messages if m.error() is None]

@@ -30,7 +30,7 @@ from . import telemetry
 from .clock import BrokerClock
 from .crash import crash_point
 from .deadline import Deadline
-from .handler import Handler, LogRange
+from .handler import Handler, LogRange, OwnPosition
 from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental
 from .slots import Slot
 
@@ -83,6 +83,7 @@ class Loop:
         self._role = role
         self._topic = topic
         self._handler = handler
+        self._own = handler if isinstance(handler, OwnPosition) else None
         self._clock = clock
         self._incremental = is_incremental(settings)
         self._slots: dict[int, Slot] = {}
@@ -114,6 +115,7 @@ class Loop:
         now_us = self._clock.now_us()
         due_us = self._handler.tick(now_us, self._caught_up)
         self._settle({})
+        self._note_stored()
         messages = self._fetch(self._wait_s(due_us, now_us))
         if self._failure is not None:
             raise self._failure
@@ -173,14 +175,25 @@ class Loop:
         crash_point("after_append")
         self._settle(failures)
         crash_point("after_flush")
-        for partition in per_partition:
-            slot = self._slots.get(partition)
-            if slot is not None and slot.active:
-                slot.done(slot.next_offset)
-                self._handler.committed(partition, slot.next_offset)
+        if self._own is None:
+            for partition in per_partition:
+                slot = self._slots.get(partition)
+                if slot is not None and slot.active:
+                    slot.done(slot.next_offset)
+                    self._handler.committed(partition, slot.next_offset)
+        self._note_stored()
         count = sum(len(batch) for batch in per_partition.values())
         if count:
             telemetry.PROCESSING_SECONDS.labels(self._role).observe((time.perf_counter() - started_s) / count)
+
+    def _note_stored(self) -> None:
+        """What a handler with a position of its own has stored may be committed."""
+        if self._own is None:
+            return
+        for slot in self._slots.values():
+            if slot.active and (stored := self._own.stored(slot.partition)) > slot.processed:
+                slot.done(stored)
+                self._handler.committed(slot.partition, stored)
 
     def _settle(self, failures: dict[int, KintsugiError]) -> None:
         """Flush, and put every partition whose work is not durable aside."""
@@ -236,7 +249,7 @@ class Loop:
         """Ask group, log and handler where to begin: an offset that the log holds, or the process ends."""
         log = self._lookup(slot.partition)
         slot.look(log.low, log.high, log.committed)
-        if log.committed is not None and not log.low <= log.committed <= log.high:
+        if self._own is None and log.committed is not None and not log.low <= log.committed <= log.high:
             raise FatalError(
                 f"{self._topic}[{slot.partition}]: the group's position {log.committed} is outside the log "
                 f"({log.low} to {log.high}): records were deleted before they were processed, or the topic was "
@@ -319,6 +332,7 @@ class Loop:
         sound = [p for p in mine if self._slots[p].active]
         if self._failure is None and sound:
             self._handler.revoked(sound, deadline)
+            self._note_stored()
             self._commit_now([self._slots[p] for p in sound], deadline)
         self._handler.lost([p for p in mine if p not in sound or self._failure is not None])
         for partition in mine:
@@ -372,6 +386,11 @@ class Loop:
 
     def _on_error(self, error: KafkaError, message: Message) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            partition = message.partition()
+            if self._own is not None and partition is not None:
+                # Retention was faster. Its own store says what that means, when the partition is taken up again.
+                self._wait(partition, RetriableError(f"the position is outside the log: {error.str()}"))
+                return
             raise FatalError(
                 f"{self._topic}[{message.partition()}]: the position is outside the log: {error.str()}",
                 hint="records were deleted before they were processed; check the retention",

@@ -14,13 +14,16 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from engine.policy import Policy
+from schemas.archive import Archive
 from schemas.catalog import shipped
 from schemas.codec import Codec
 from schemas.errors import ConfigError, FatalError, RetriableError
+from schemas.objects import Objects
 from schemas.registry import Registry
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 
 from . import telemetry
+from .archiver import Archiver
 from .clock import BrokerClock
 from .handler import Handler
 from .kafka import SESSION_TIMEOUT_MS, SESSION_TIMEOUT_MS_WANTED, consumer_settings, describe, producer_settings
@@ -61,6 +64,12 @@ def handler_loop(role: str, settings: RoleSettings, handler: Handler) -> Loop:
     """Any other handler on the event topic."""
     _cluster(settings, (EVENTS,))
     return _loop(role, settings, handler, BrokerClock())
+
+
+def archiver_loop(settings: RoleSettings) -> Loop:
+    """The archiver role. It decodes nothing, and so needs no registry."""
+    archive = Archive(Objects(settings.objects), cluster=_cluster(settings, (EVENTS,)), topic=EVENTS)
+    return _loop("archiver", settings, Archiver(archive, age_s=settings.archive_age_s), BrokerClock())
 
 
 def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Loop]) -> None:

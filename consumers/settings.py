@@ -22,6 +22,7 @@ class RoleSettings(BaseModel):
     metrics_port: int = Field(0, ge=0, le=65535)
     metrics_host: str = Field("127.0.0.1", min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    archive_age_s: float = Field(60.0, gt=0, le=3600)
     stop_timeout_s: float = Field(15.0, gt=0, le=600)
     extra: dict[str, str] = {}
 

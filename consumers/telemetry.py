@@ -52,6 +52,11 @@ SNAPSHOTS = Counter("kintsugi_snapshots_total", "Snapshots written, read, and ig
 SNAPSHOT_SECONDS = Histogram(
     "kintsugi_snapshot_dump_seconds", "Time the loop stood still for a snapshot", buckets=_FAST
 )
+ARCHIVE_FILES = Counter("kintsugi_archive_files_total", "Files of the archive written, or not", ["outcome"])
+ARCHIVE_BYTES = Counter("kintsugi_archive_bytes_total", "Bytes of the files written")
+ARCHIVE_SECONDS = Histogram("kintsugi_archive_write_seconds", "Writing of one file to the store", buckets=_SLOW)
+ARCHIVE_BUFFERED = Gauge("kintsugi_archive_buffered_bytes", "Memory taken by records that are not written yet")
+ARCHIVE_MISSING = Counter("kintsugi_archive_missing_records_total", "Offsets that were recorded as a gap")
 BUILD = Info("kintsugi_build", "Version of this process")
 
 

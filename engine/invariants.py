@@ -62,10 +62,15 @@ class LogCheck:
         self._runs: dict[tuple[str, str], str] = {}
         self._checkpoints: dict[str, str] = {}
         self._findings: list[Finding] = []
+        self._commands_from_us = 0
 
     def begins_at_zero(self, partition: int) -> None:
         """The partition's log is whole: every workflow in it can be judged."""
         self._whole.add(partition)
+
+    def commands_begin(self, timestamp_us: int) -> None:
+        """Commands before this broker time may be gone: none of that time is missed."""
+        self._commands_from_us = max(self._commands_from_us, timestamp_us)
 
     def event(self, event: Delivered) -> None:
         """The next event of its partition."""
@@ -107,7 +112,10 @@ class LogCheck:
         return state is not None and (state.partition in self._whole or state.started_offset >= 0)
 
     def _effects(self, now_us: int) -> Iterator[Finding]:
+        commands = {kind.__name__ for kind in Command.__subclasses__()}
         for event_id, (workflow_id, name, cause_us) in self._asked.items():
+            if name in commands and cause_us < self._commands_from_us:
+                continue
             if event_id not in self._made and now_us - cause_us > GRACE_US:
                 yield Finding(
                     rule="missing",

@@ -15,12 +15,13 @@ COMMANDS = {
     "doctor": ("ops.commands.doctor:doctor", "Check everything Kintsugi needs; each line says the fix."),
     "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
     "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
-    "run": ("ops.commands.run:run", "Run a role: recovery, projector, or all."),
+    "run": ("ops.commands.run:run", "Run a role: recovery, projector, archiver, or all."),
     "db": ("ops.commands.db:db", "Migrate the database."),
     "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, or tell all that happened to it."),
     "state": ("ops.commands.state:state", "Compare versions of states; try migrations before a deployment."),
     "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
+    "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
 }
 
@@ -30,7 +31,7 @@ Examples:
 \b
   kintsugi up                      start Kafka, registry and Postgres here
   kintsugi doctor                  what is missing, and how to get it
-  kintsugi run all                 recovery and projector in this terminal
+  kintsugi run all                 every role in this terminal
   kintsugi errors list             what is broken, and what was tried
   kintsugi workflows timeline ID   everything that happened to one workflow
 """

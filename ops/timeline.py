@@ -1,4 +1,4 @@
-"""Everything that happened to one workflow, read from the log: the tables keep only what follows from it."""
+"""Everything that happened to one workflow, read from archive and log: the tables keep only what follows from it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.dead_letter import raw
-from consumers.log_reader import LogReader
+from consumers.history import History
 from schemas.admission import admit
+from schemas.archive_format import Gap
 from schemas.codec import Codec, Unknown
 from schemas.errors import PoisonError
+from schemas.log_record import LogRecord
 from schemas.records import Record
 from schemas.records.events import (
     CheckpointCreated,
@@ -29,7 +30,6 @@ from schemas.records.events import (
     WorkflowErrorOccurred,
     WorkflowStarted,
 )
-from schemas.topics import EVENTS
 
 #: Events follow a workflow's end for a while: late answers, a repair that closes.
 AFTER_END_MS = 3_600_000
@@ -74,30 +74,48 @@ _DETAILS: dict[type[Record], _Described] = {
 
 
 def timeline(
-    log: LogReader, codec: Codec, workflow_id: str, *, partition: int, first_offset: int, ended_ms: int | None
+    history: History, codec: Codec, workflow_id: str, *, partition: int, first_offset: int, ended_ms: int | None
 ) -> Iterator[Row]:
     """Rows in log order, from the workflow's first event to an hour after its end, or to the end of the log.
 
-    What retention has removed is missing; the first row's offset tells. Raises as `LogReader` does.
+    What is neither in the log nor in the archive is a row too. Raises as `History` does.
     """
-    low, high = log.bounds(EVENTS)[partition]
-    end = high
+    end = history.bounds()[partition].end
     if ended_ms is not None:
-        end = log.offset_at(EVENTS, partition, ended_ms + AFTER_END_MS) or high
+        end = history.offset_at(partition, ended_ms + AFTER_END_MS) or end
     key = workflow_id.encode()
     began_ms: int | None = None
-    for message in log.read(EVENTS, {partition: (max(low, first_offset), end)}):
-        if raw(message.key()) != key:
+    gaps: list[Gap] = []
+    for record in history.read({partition: (first_offset, end)}, on_gap=gaps.append):
+        while gaps:
+            yield _missing(gaps.pop(0))
+        at_ms = record.timestamp_ms
+        if ended_ms is not None and at_ms > ended_ms + AFTER_END_MS:
+            break
+        if record.key != key:
             continue
-        at_ms = message.timestamp()[1]
         began_ms = at_ms if began_ms is None else began_ms
-        place = {"offset": message.offset(), "at": datetime.fromtimestamp(at_ms / 1000, UTC)}
-        yield {**place, "after_ms": at_ms - began_ms, **_told(codec, message)}
+        place = {"offset": record.offset, "at": datetime.fromtimestamp(at_ms / 1000, UTC)}
+        yield {**place, "after_ms": at_ms - began_ms, **_told(codec, record)}
+    yield from map(_missing, gaps)
 
 
-def _told(codec: Codec, message: Any) -> Row:
+def _missing(gap: Gap) -> Row:
+    what = f"offsets {gap.first} to {gap.next - 1}: {gap.reason}"
+    return {
+        "offset": gap.first,
+        "at": None,
+        "after_ms": None,
+        "event": "(missing)",
+        "step": "",
+        "detail": what,
+        "producer": "",
+    }
+
+
+def _told(codec: Codec, found: LogRecord) -> Row:
     try:
-        record = admit(codec, raw(message.key()), raw(message.value()))
+        record = admit(codec, found.key, found.value)
     except PoisonError as error:
         return {"event": "(set aside)", "step": "", "detail": f"{error.reason}: {error}"[:_TEXT_MAX], "producer": ""}
     if isinstance(record, Unknown):

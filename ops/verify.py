@@ -1,15 +1,16 @@
-"""`kintsugi verify`: the log against itself, and the tables against the log."""
+"""`kintsugi verify`: the log against itself, and the tables against the log.
+
+The log reaches as far back as archive and Kafka together hold it without a gap.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import Message
-
-from consumers.dead_letter import raw
-from consumers.log_reader import LogReader
+from consumers.history import Bounds, History, ranges_of
+from consumers.log_reader import LogReader, record_of
 from engine.events import Delivered
 from engine.inspection import deliver
 from engine.invariants import Finding, LogCheck
@@ -21,10 +22,12 @@ from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.dead_letters import STAGE_APPLY
 from schemas.errors import PoisonError
+from schemas.log_record import LogRecord
 from schemas.records import Command
 from schemas.registry import Registry
-from schemas.topics import COMMANDS, EVENTS
+from schemas.topics import COMMANDS
 
+from .archive import history_of
 from .stack import Addresses
 
 #: Differences kept to be shown; all are counted.
@@ -69,24 +72,35 @@ class Report:
         self.counts[what] = self.counts.get(what, 0) + 1
 
 
-def verify(at: Addresses, policy: Policy, progress: Progress, *, only: str | None = None) -> Report:
-    """Check everything, or only "log" or "tables". RetriableError when a server is away.
+def verify(
+    at: Addresses, policy: Policy, progress: Progress, *, only: str | None = None, archived: bool = True
+) -> Report:
+    """Check everything, or only "log" or "tables"; `archived` reads what retention removed from the archive.
 
-    Memory: about 5 KB for each workflow in the log, and 1 KB for each row.
+    RetriableError when a server is away. Memory: about 5 KB for each workflow in the log, and 1 KB for each row.
     """
     report = Report()
     with Registry(at.registry) as registry, LogReader(at.kafka) as log, snapshot(at.postgres) as tables:
-        _Verification(report, Codec(registry), log, tables, LogCheck(policy), only).run(progress)
+        history = history_of(at, log, archived=archived)
+        _Verification(report, Codec(registry), log, history, tables, LogCheck(policy), only).run(progress)
     return report
 
 
 class _Verification:
     def __init__(
-        self, report: Report, codec: Codec, log: LogReader, tables: Snapshot, check: LogCheck, only: str | None
+        self,
+        report: Report,
+        codec: Codec,
+        log: LogReader,
+        history: History,
+        tables: Snapshot,
+        check: LogCheck,
+        only: str | None,
     ) -> None:
         self._report = report
         self._codec = codec
         self._log = log
+        self._history = history
         self._tables = tables
         self._check = check
         self._folded = TableCheck()
@@ -98,33 +112,34 @@ class _Verification:
 
     def run(self, progress: Progress) -> None:
         now_us = time.time_ns() // 1000
-        bounds = self._log.bounds(EVENTS)
-        for partition, (low, high) in bounds.items():
-            if low == 0:
+        bounds = self._history.bounds()
+        for partition, found in bounds.items():
+            if found.first == 0:
                 self._check.begins_at_zero(partition)
             else:
                 self._folded.begins_late(partition)
-            self._report.behind += max(0, high - max(low, self._positions.get(partition, low)))
+            self._report.behind += max(0, found.end - max(found.first, self._positions.get(partition, found.first)))
         for event in self._events(bounds, progress):
             self._report.events += 1
             if self._of_log:
                 self._check.event(event)
         if self._of_log:
             # After the events: a command in the log follows from an event that was there before it.
-            for message in self._messages("commands", COMMANDS, self._log.bounds(COMMANDS), progress):
-                self._command(message)
+            for record in self._commands(now_us, progress):
+                self._command(record)
             for finding in self._check.findings(now_us):
                 self._report.note(finding)
         if self._of_tables:
             self._compare_tables(progress)
 
-    def _events(self, bounds: dict[int, tuple[int, int]], progress: Progress) -> Iterator[Delivered]:
-        for message in self._messages("events", EVENTS, bounds, progress):
-            partition, offset = message.partition() or 0, message.offset() or 0
+    def _events(self, bounds: dict[int, Bounds], progress: Progress) -> Iterator[Delivered]:
+        ranges = ranges_of(bounds)
+        for found in _counted("events", self._history.read(ranges), ranges, progress):
+            partition, offset = found.partition, found.offset
             applied = offset < self._positions.get(partition, 0)
             stage = self._set_aside.pop((partition, offset), None)
             try:
-                record = admit(self._codec, raw(message.key()), raw(message.value()))
+                record = admit(self._codec, found.key, found.value)
                 if isinstance(record, Command):
                     raise PoisonError("wrong_topic", "a command in the event topic")
             except PoisonError as error:
@@ -134,30 +149,33 @@ class _Verification:
                 continue
             if isinstance(record, Unknown):
                 continue
-            event = deliver(record, partition, offset, message.timestamp()[1] * 1000)
+            event = deliver(record, partition, offset, found.timestamp_ms * 1000)
             if applied and self._of_tables and stage != STAGE_APPLY:
                 self._folded.add(event)
             yield event
 
-    def _command(self, message: Message) -> None:
+    def _commands(self, now_us: int, progress: Progress) -> Iterator[LogRecord]:
+        """Commands are not archived: those that retention has removed are not asked for."""
+        ranges = self._log.bounds(COMMANDS)
+        late = {partition for partition, (low, _) in ranges.items() if low > 0}
+        for partition in late:
+            if ranges[partition][0] == ranges[partition][1]:
+                self._check.commands_begin(now_us)
+        for record in _counted("commands", map(record_of, self._log.read(COMMANDS, ranges)), ranges, progress):
+            if record.partition in late:
+                late.discard(record.partition)
+                self._check.commands_begin(record.timestamp_ms * 1000)
+            yield record
+
+    def _command(self, found: LogRecord) -> None:
         try:
-            record = admit(self._codec, raw(message.key()), raw(message.value()))
+            record = admit(self._codec, found.key, found.value)
         except PoisonError:
             self._report.unreadable += 1
             return
         if isinstance(record, Command):
             self._report.commands += 1
-            self._check.command(record, message.timestamp()[1] * 1000)
-
-    def _messages(
-        self, what: str, topic: str, bounds: dict[int, tuple[int, int]], progress: Progress
-    ) -> Iterator[Message]:
-        total = sum(high - low for low, high in bounds.values())
-        for done, message in enumerate(self._log.read(topic, bounds)):
-            if done % 1_000 == 0:
-                progress(what, done, total)
-            yield message
-        progress(what, total, total)
+            self._check.command(record, found.timestamp_ms * 1000)
 
     def _compare_tables(self, progress: Progress) -> None:
         for number, table in enumerate(TABLES):
@@ -173,3 +191,14 @@ class _Verification:
 
 def _letter(key: str, *, expected: str, found: str) -> Drift:
     return Drift(table="dead_letters", key=key, column="", expected=expected, found=found)
+
+
+def _counted(
+    what: str, records: Iterator[LogRecord], ranges: Mapping[int, tuple[int, int]], progress: Progress
+) -> Iterator[LogRecord]:
+    total = sum(high - low for low, high in ranges.values())
+    for done, record in enumerate(records):
+        if done % 1_000 == 0:
+            progress(what, done, total)
+        yield record
+    progress(what, total, total)

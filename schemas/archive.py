@@ -104,24 +104,17 @@ class Archive:
         file = self.file(partition, newest)
         return None if file is None else file.info
 
-    def end_of(self, partition: int) -> int | None:
-        """The offset behind the last one archived; None when nothing is."""
+    def end_of(self, partition: int) -> int:
+        """The offset behind the last one archived: where the next file begins. Every archive begins at 0, with a gap
+        where the log did not reach back to it, so that writers agree on the place of the first file too."""
         found = self.last(partition)
-        return None if found is None else found.next
+        return 0 if found is None else found.next
 
-    def begin_of(self, partition: int) -> int | None:
-        """The first offset archived; None when nothing is."""
-        return min((first for first, _, is_gap in self._list(partition, None) if not is_gap), default=None)
-
-    def whole_from(self, partition: int) -> int | None:
-        """The offset from which on no gap is recorded; None when nothing is archived."""
-        found = self.listing(partition)
-        if not found.files:
-            return None
-        if not found.gaps:
-            return found.files[0].first
-        info = self.info(partition, found.gaps[-1])
-        return found.files[0].first if info is None else info.next
+    def whole_from(self, partition: int) -> int:
+        """The offset from which on no gap is recorded."""
+        newest_gap = max((first for first, _, is_gap in self._list(partition, None) if is_gap), default=None)
+        info = None if newest_gap is None else self.info(partition, newest_gap)
+        return 0 if info is None else info.next
 
     def info(self, partition: int, first: int) -> FileInfo | None:
         """What the file that begins at an offset says of itself; None when there is none. Reads its header alone."""
@@ -145,12 +138,9 @@ class Archive:
         return info if self._objects.put_new(self.path(info.partition, info.first), data) else None
 
     def put_gap(self, gap: Gap) -> bool:
-        """Record that offsets will never be archived; False when another writer was there first."""
+        """Record that offsets will never be archived; False when another writer was there first. `show_gap` follows."""
         info, data = build_gap(self.cluster, self.topic, gap)
-        if not self._objects.put_new(self.path(info.partition, info.first), data):
-            return False
-        self.show_gap(gap)
-        return True
+        return self._objects.put_new(self.path(info.partition, info.first), data)
 
     def show_gap(self, gap: Gap) -> None:
         """Write the gap once more under a name that a listing shows. Done again, it changes nothing."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import ExitStack
 
     from consumers.loop import Loop
     from consumers.settings import RoleSettings
 
-ROLES = ("recovery", "projector")
+ROLES = ("recovery", "projector", "archiver")
 
 
 @click.command("run")
@@ -21,6 +22,14 @@ ROLES = ("recovery", "projector")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="0 takes a free port and logs it.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where /metrics listens.")
 @click.option("--group", help="Consumer group; default: kintsugi-ROLE.")
+@click.option(
+    "--archive-age",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="archiver: records wait this long at most before they are written.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option(
     "-X", "extra", multiple=True, metavar="KEY=VALUE", help="librdkafka setting; producer.KEY for the producer."
@@ -31,6 +40,7 @@ def run(
     metrics_port: int,
     metrics_host: str,
     group: str | None,
+    archive_age: float,
     log_level: str,
     extra: tuple[str, ...],
 ) -> None:
@@ -40,8 +50,16 @@ def run(
     """
     pairs = dict(_pair(item) for item in extra)
     if role == "all":
-        raise SystemExit(_run_all(policy, log_level, extra))
-    _run_one(role, policy, (metrics_host, metrics_port), group or f"kintsugi-{role}", log_level, pairs)
+        raise SystemExit(_run_all(policy, archive_age, log_level, extra))
+    given = {
+        "group": group or f"kintsugi-{role}",
+        "metrics_host": metrics_host,
+        "metrics_port": metrics_port,
+        "archive_age_s": archive_age,
+        "log_level": log_level,
+        "extra": pairs,
+    }
+    _run_one(role, policy, given)
 
 
 def _pair(item: str) -> tuple[str, str]:
@@ -51,31 +69,22 @@ def _pair(item: str) -> tuple[str, str]:
     return key, value
 
 
-def _run_one(
-    role: str, policy: str | None, metrics: tuple[str, int], group: str, log_level: str, extra: dict[str, str]
-) -> None:
+def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None:
     from pathlib import Path
 
-    from consumers.roles import recovery_loop
+    from consumers.roles import archiver_loop, recovery_loop
     from consumers.roles import run as run_role
     from consumers.settings import role_settings
     from engine.policy import default_policy, load_policy
     from ops.stack import addresses
 
     at = addresses()
-    settings = role_settings(
-        kafka=at.kafka,
-        registry=at.registry,
-        postgres=at.postgres,
-        objects=at.objects,
-        group=group,
-        metrics_host=metrics[0],
-        metrics_port=metrics[1],
-        log_level=log_level,
-        extra=extra,
-    )
+    settings = role_settings(kafka=at.kafka, registry=at.registry, postgres=at.postgres, objects=at.objects, **given)
     if role == "projector":
         run_role(role, settings, lambda stack: projector_loop(settings, at.postgres, stack))
+        return
+    if role == "archiver":
+        run_role(role, settings, lambda stack: archiver_loop(settings))
         return
     chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
     run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
@@ -92,14 +101,20 @@ def projector_loop(settings: RoleSettings, postgres: str, stack: ExitStack) -> L
     return handler_loop("projector", settings, Projector(store, codec_of(settings, stack)))
 
 
-def _run_all(policy: str | None, log_level: str, extra: tuple[str, ...]) -> int:
+def _run_all(policy: str | None, archive_age: float, log_level: str, extra: tuple[str, ...]) -> int:
     """Each role as a child; when one ends, all end. Returns the first non-zero exit code."""
     import signal
     import subprocess
     import sys
     import time
 
-    shared = ["--log-level", log_level, *(part for item in extra for part in ("-X", item))]
+    shared = [
+        "--archive-age",
+        str(archive_age),
+        "--log-level",
+        log_level,
+        *(part for item in extra for part in ("-X", item)),
+    ]
     if policy is not None:
         shared += ["--policy", policy]
     children = [subprocess.Popen([sys.executable, "-m", "ops.cli", "run", name, *shared]) for name in ROLES]

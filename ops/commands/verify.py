@@ -13,13 +13,14 @@ from ops.output import MISMATCH, output_option, progress_bar, say, show, show_js
 @click.command()
 @click.option("--policy", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The policy that ran.")
 @click.option("--only", type=click.Choice(["log", "tables"]), help="Half of the work.")
+@click.option("--without-archive", is_flag=True, help="Begin where Kafka's log begins.")
 @output_option
-def verify(policy: Path | None, only: str | None, output: str) -> None:
+def verify(policy: Path | None, only: str | None, without_archive: bool, output: str) -> None:
     """Prove that log, commands and tables agree.
 
-    Folds the whole log again with the same engine: every decision and command that follows from it is there, none
-    that does not, nothing was done twice for one command, nothing waits that is overdue, and every table row equals the
-    fold up to the tables' position. Exit 6 when anything differs; each difference is listed.
+    Folds the whole log, from the archive on, again with the same engine: every decision and command that follows from
+    it is there, none that does not, nothing was done twice for one command, nothing waits that is overdue, and every
+    table row equals the fold up to the tables' position. Exit 6 when anything differs; each difference is listed.
     """
     from engine.policy import default_policy, load_policy
     from ops.stack import addresses
@@ -27,7 +28,7 @@ def verify(policy: Path | None, only: str | None, output: str) -> None:
 
     chosen = default_policy() if policy is None else load_policy(policy.read_text(encoding="utf-8"), str(policy))
     with progress_bar() as progress:
-        report = check(addresses(), chosen, progress, only=only)
+        report = check(addresses(), chosen, progress, only=only, archived=not without_archive)
     if output == "json":
         show_json({**asdict(report), "sound": report.sound})
     else:
@@ -41,7 +42,7 @@ def verify(policy: Path | None, only: str | None, output: str) -> None:
     if report.behind:
         say(f"the tables are {report.behind} records behind the log; what they hold was compared up to there")
     if report.unproven:
-        say(f"{report.unproven} rows were not compared: the log no longer holds the beginning of their workflows")
+        say(f"{report.unproven} rows were not compared: neither log nor archive hold the beginning of their workflows")
     if not report.sound:
         for what, count in sorted(report.counts.items()):
             say(f"  {what}: {count}")

@@ -60,9 +60,10 @@ def show_(workflow_id: str, output: str) -> None:
 @click.option("--heartbeats", is_flag=True, help="Show progress reports too.")
 @output_option
 def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
-    """Everything that happened to one workflow, from the log: steps, errors, decisions and why, commands, answers."""
+    """Everything that happened to one workflow, steps, errors, decisions and why, answers; from archive and log."""
     from consumers.log_reader import LogReader
     from ops import reads
+    from ops.archive import history_of
     from ops.stack import addresses
     from ops.timeline import timeline as read
     from schemas.codec import Codec
@@ -76,7 +77,7 @@ def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
     with LogReader(at.kafka) as log, Registry(at.registry) as registry:
         rows = list(
             read(
-                log,
+                history_of(at, log),
                 Codec(registry),
                 str(found["id"]),
                 partition=found["log_partition"],
@@ -85,6 +86,6 @@ def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
             )
         )
     shown = [row for row in rows if heartbeats or row["event"] != "StepProgressed"]
-    if not shown or shown[0]["offset"] != found["first_offset"]:
-        say("the log no longer holds the beginning of this workflow")
+    if not shown or shown[0]["offset"] != found["first_offset"] or shown[0]["at"] is None:
+        say("neither log nor archive hold the beginning of this workflow")
     show(shown, output, columns=("after_ms", "event", "step", "detail", "producer"))
