@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 
+from schemas.fingerprint import fingerprint_of
 from schemas.records.events import WorkflowErrorOccurred
 
 INFINITE_LOOP = "infinite_loop"
@@ -61,14 +60,8 @@ def classify(error: WorkflowErrorOccurred) -> Classification:
     return _BY_CODE.get(error.error_code, _DEFAULT)
 
 
-#: Longest part of a message or stack that a fingerprint looks at, in characters.
-_TEXT_MAX = 2000
-_VARIABLE = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+|'[^']{0,200}'|\"[^\"]{0,200}\"")
-
-
 def fingerprint(error: WorkflowErrorOccurred) -> str:
-    """16 hex digits that are equal for errors alike but for numbers, ids and quoted names."""
-    message = _VARIABLE.sub("#", error.error_message[:_TEXT_MAX])
-    last_frame = _VARIABLE.sub("#", (error.stack_trace or "")[-_TEXT_MAX:].rsplit("  File ", 1)[-1])
-    text = f"{error.workflow_type}\n{error.step_id}\n{error.error_code}\n{message}\n{last_frame}"
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+    """The one its service gave it, for it alone could read the texts; else of the error itself."""
+    return error.fingerprint or fingerprint_of(
+        error.workflow_type, error.step_id, error.error_code, error.error_message, error.stack_trace
+    )
