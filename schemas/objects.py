@@ -77,7 +77,7 @@ class Objects:
         return True
 
     def get(self, path: str, *, size_bytes_max: int | None = None) -> bytes | None:
-        """The whole object; None when there is none. ObjectStoreError also when it is larger than allowed."""
+        """The whole object; None when there is none. ObjectTooLargeError when it is larger than allowed."""
         from obstore.exceptions import NotFoundError
 
         try:
