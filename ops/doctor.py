@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from schemas.errors import KintsugiError
+from schemas.sealing import SECRET_BYTES
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _DISK_FREE_BYTES_MIN = 1024**3
@@ -40,6 +43,7 @@ def examine() -> list[Finding]:
         ("registry", lambda: _registry(at.registry)),
         ("postgres", lambda: _postgres(at.postgres)),
         ("objects", lambda: _objects(at.objects)),
+        ("keys", lambda: _keys(at.objects)),
         ("policy", _policy),
         ("decoder", _decoder),
     ]
@@ -148,12 +152,30 @@ def _postgres(url: str) -> Iterator[Finding]:
 
 
 def _objects(url: str) -> Iterator[Finding]:
+    from schemas.objects import Objects
+
+    store = Objects(url)
+    path, data = f"doctor/{uuid.uuid4()}", b"kintsugi doctor"
+    made = store.put_new(path, data)
+    try:
+        # Keys and claims rest on it: of two that write one object, the second must not win.
+        again = store.put_new(path, b"again")
+        whole = store.get(path) == data and store.info(path) is not None
+    finally:
+        store.delete(path)
+    if not (made and whole) or again or store.get(path) is not None:
+        yield Finding(
+            check="objects",
+            state=FAIL,
+            found=f"{urlparse(url).scheme} store does not keep what is written, or not only once",
+            fix="use a store with conditional writes: a local folder, S3, GCS, Azure",
+        )
+        return
     parsed = urlparse(url)
     if parsed.scheme != "file":
-        yield Finding(check="objects", state=OK, found=f"{parsed.scheme} store (not probed)")
+        yield Finding(check="objects", state=OK, found=f"{parsed.scheme} store answers")
         return
     folder = Path(unquote(parsed.path))
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     fine = free >= _DISK_FREE_BYTES_MIN
     yield Finding(
@@ -162,6 +184,23 @@ def _objects(url: str) -> Iterator[Finding]:
         found=f"{folder}: {free / 1024**3:.1f} GiB free",
         fix="" if fine else "make room",
     )
+
+
+def _keys(objects: str) -> Iterator[Finding]:
+    from schemas.keystore import open_keystore
+
+    keystore = open_keystore(None, objects)
+    if keystore is None:
+        yield Finding(check="keys", state=OK, found="not configured: states are stored in clear")
+        return
+    provider = keystore.provider
+    secret, context = os.urandom(SECRET_BYTES), {"workflow_id": "doctor", "number": "0"}
+    kek_id, wrapped = provider.wrap(secret, context)
+    if provider.unwrap(kek_id, wrapped, context) != secret:
+        found, fix = f"{kek_id} does not unwrap what it wrapped", "kintsugi keys status"
+        yield Finding(check="keys", state=FAIL, found=found, fix=fix)
+        return
+    yield Finding(check="keys", state=OK, found=f"{len(provider.names())} keys, current {kek_id}")
 
 
 def _policy() -> Iterator[Finding]:
