@@ -22,6 +22,7 @@ COMMANDS = {
     "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
+    "keys": ("ops.commands.keys:keys", "Make, rotate and erase the keys that states are sealed with."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
 }
 
