@@ -19,6 +19,7 @@ from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.state import WorkflowState
 from schemas.admission import admit
+from schemas.canonical import chain_digest_of
 from schemas.codec import Codec, Unknown
 from schemas.records import Record
 from schemas.records.events import (
@@ -211,6 +212,8 @@ class Fleet:
         self._ids = 0
         self._offset = 0
         self._open: list[str] = []
+        #: Of the workflow being opened: chain digest and digest of its last checkpoint.
+        self._chain: tuple[str | None, str | None] = (None, None)
 
     def open(self, count: int) -> None:
         """Bring so many more workflows to their last step."""
@@ -241,6 +244,10 @@ class Fleet:
         return median(taken) * 1e6
 
     def _checkpoint(self, workflow_id: str, step_id: str, number: int) -> None:
+        digest = f"{self._ids:064x}"
+        parent = self._chain if number else (None, None)
+        chain_digest = chain_digest_of(parent[0], digest)
+        self._chain = chain_digest, digest
         self._put(
             CheckpointCreated,
             workflow_id,
@@ -251,8 +258,9 @@ class Fleet:
             state_version="1",
             codec="identity",
             size_bytes=2,
-            digest=f"{self._ids:064x}",
-            chain_digest=f"{self._ids:064x}",
+            digest=digest,
+            parent_digest=parent[1],
+            chain_digest=chain_digest,
             status="running",
             state=b"{}",
         )

@@ -6,19 +6,23 @@ from typing import Any
 
 from schemas.ids import derive_id
 from schemas.records import COMMAND_TYPES, Command
-from schemas.records.events import RecoveryDecided
+from schemas.records.events import RestoreRequested
 
 from .effects import fact
 from .events import Delivered
 from .policy.model import Policy
-from .state import Case, WorkflowState
+from .state import Attempt, WorkflowState
+
+#: Commands that begin a run: they carry its epoch.
+BEGINNING = frozenset(name for name, kind in COMMAND_TYPES.items() if "epoch" in kind.__dataclass_fields__)
 
 
-def command_of(decision: RecoveryDecided, state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
+def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
     """The command of a decision. Its id comes from the decision, so it is the same whoever builds it and how often.
 
     It expires when the engine stops waiting for its acceptance: nothing is run that the engine has given up on.
     """
+    decision = attempt.decision
     assert decision.command_type is not None and decision.command_id is not None
     kind = COMMAND_TYPES[decision.command_type]
     started = state.started_offset >= 0
@@ -31,6 +35,8 @@ def command_of(decision: RecoveryDecided, state: WorkflowState, cause: Delivered
         "checkpoint_digest": decision.checkpoint_digest,
         "started_partition": state.partition if started else None,
         "started_offset": state.started_offset if started else None,
+        "epoch": attempt.epoch,
+        "last_sequence": state.last_sequence,
     }
     if decision.command_type == "ResumeFromCheckpoint":
         offered["step_id"] = None  # go on after the checkpoint, wherever that is
@@ -44,21 +50,41 @@ def command_of(decision: RecoveryDecided, state: WorkflowState, cause: Delivered
         attempt_number=decision.attempt_number,
         expires_at=cause.timestamp_us + policy.timeouts.acknowledge_ms * 1000,
         reason=f"{decision.strategy}: {decision.rule}",
-        actor="engine",
+        actor="engine",  # also when a human chose: the engine answers for the attempt, the rule names the human
         **{name: value for name, value in offered.items() if name in fields},
     )
 
 
-def operator_command(name: str, case: Case, state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
-    """A command that an operator's answer asks for, outside any attempt."""
-    actor = getattr(cause.record, "actor", "operator")
+def operator_command(
+    name: str, state: WorkflowState, cause: Delivered, policy: Policy, *, error_id: str | None = None, **fields: Any
+) -> Command:
+    """A command that an operator asks for, outside any attempt."""
     return fact(
         COMMAND_TYPES[name],
         cause,
         f"command|{name}",
         command_id=derive_id(cause.record.event_id, f"command|{name}"),
-        error_id=case.error_id,
+        error_id=error_id,
         expires_at=cause.timestamp_us + policy.timeouts.acknowledge_ms * 1000,
         reason=getattr(cause.record, "reason", ""),
-        actor=actor,
+        actor=getattr(cause.record, "actor", "operator"),
+        **fields,
+    )
+
+
+def restore_command(state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
+    """The command of a restore that an operator asked for while nothing was being repaired."""
+    record = cause.record
+    assert isinstance(record, RestoreRequested)
+    return operator_command(
+        "ResumeFromCheckpoint",
+        state,
+        cause,
+        policy,
+        checkpoint_id=record.checkpoint_id,
+        checkpoint_partition=record.checkpoint_partition,
+        checkpoint_offset=record.checkpoint_offset,
+        checkpoint_digest=record.checkpoint_digest,
+        epoch=state.epochs,
+        last_sequence=state.last_sequence,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from schemas.ids import derive_id
 from schemas.records.events import (
@@ -14,17 +15,18 @@ from schemas.records.events import (
     InterventionResolved,
     RecoveryAttemptFinished,
     RecoveryDecided,
+    RestoreRequested,
     WorkflowErrorOccurred,
     WorkflowFailed,
 )
 
 from .classify import classify, fingerprint
-from .commands import command_of, operator_command
+from .commands import command_of, operator_command, restore_command
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .ladder import attempt_id_of, choose
 from .policy.model import Policy
-from .state import Case, Transition, WorkflowState
+from .state import Case, CheckpointRef, Transition, WorkflowState
 from .strategies import MANUAL
 
 
@@ -83,7 +85,7 @@ def _decided(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
     assert t.case is not None and t.attempt is not None
     decision = t.attempt.decision
     if t.attempt.status == "sent" and decision.command_type is not None:
-        yield Send(command_of(decision, state, event, policy))
+        yield Send(command_of(t.attempt, state, event, policy))
     if decision.strategy != MANUAL:
         return
     if policy.intervention.enabled:
@@ -96,7 +98,7 @@ def _decided(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
 def _send(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     assert t.attempt is not None
     if t.attempt.decision.command_type is not None:
-        yield Send(command_of(t.attempt.decision, state, event, policy))
+        yield Send(command_of(t.attempt, state, event, policy))
 
 
 def _overdue(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
@@ -119,8 +121,8 @@ def _overdue(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
 
 def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     record = event.record
-    assert isinstance(record, CheckpointCreated) and event.rejection is not None
-    reason, detail = event.rejection
+    assert isinstance(record, CheckpointCreated)
+    reason, detail = t.outcome, t.detail
     yield Append(
         fact(
             CheckpointRejected,
@@ -143,6 +145,7 @@ def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transit
             error_message=f"checkpoint {record.checkpoint_id} does not verify: {reason}: {detail}",
             checkpoint_id=record.checkpoint_id,
             detected_by="detector:state_corruption",
+            reason=reason,
         )
     )
 
@@ -171,11 +174,57 @@ def _resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transit
         if t.case.interventions <= policy.intervention.escalations_max:
             yield _request(event, policy, t.case, "intervention_expired", "nobody answered in time")
     elif record.decision == "cancel":
-        yield Send(operator_command("CancelWorkflow", t.case, state, event, policy))
+        yield Send(operator_command("CancelWorkflow", state, event, policy, error_id=t.case.error_id))
     elif record.decision in ("retry", "restart"):
         if t.attempt is not None:
             yield _finished(event, t)
-        yield _operator_decision(state, event, policy, t.case, record)
+        restart = record.decision == "restart" or not t.case.step_id
+        found = state.checkpoints_before(t.case.opened_offset)
+        yield _operator_decision(
+            event,
+            policy,
+            t.case,
+            "complete_restart" if restart else "retry_step",
+            "RestartWorkflow" if restart else "RetryStep",
+            None if restart or not found else _place_of(state, found[-1]),
+            rule=f"operator {record.actor}: {record.decision}",
+            evidence={"intervention_id": record.intervention_id},
+        )
+
+
+def _restore(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """An operator chose a checkpoint: what was being tried ends, and the restore is the case's next attempt."""
+    record = event.record
+    assert isinstance(record, RestoreRequested)
+    if t.case is None:
+        yield Send(restore_command(state, event, policy))
+        return
+    if t.attempt is not None:
+        yield _finished(event, t)
+    if t.intervention_id:
+        yield Append(
+            fact(
+                InterventionResolved,
+                event,
+                "answered",
+                intervention_id=t.intervention_id,
+                error_id=t.case.error_id,
+                step_id=t.case.step_id,
+                decision="restore",
+                reason=record.reason,
+                actor=record.actor,
+            )
+        )
+    yield _operator_decision(
+        event,
+        policy,
+        t.case,
+        "restart_from_checkpoint",
+        "ResumeFromCheckpoint",
+        _Place(record.checkpoint_id, record.checkpoint_partition, record.checkpoint_offset, record.checkpoint_digest),
+        rule=f"operator {record.actor}: restore",
+        evidence={"request_id": record.request_id, "reason": record.reason},
+    )
 
 
 _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], Iterator[Effect]]] = {
@@ -192,6 +241,7 @@ _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], It
     "rejected": _rejected,
     "expired": _expired,
     "resolved": _resolved,
+    "restore": _restore,
 }
 
 
@@ -262,14 +312,32 @@ def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) ->
     )
 
 
+class _Place(NamedTuple):
+    """Where a checkpoint stands, and what its state must digest to."""
+
+    checkpoint_id: str
+    partition: int
+    offset: int
+    digest: str
+
+
+def _place_of(state: WorkflowState, ref: CheckpointRef) -> _Place:
+    return _Place(ref.checkpoint_id, state.partition, ref.offset, ref.digest)
+
+
 def _operator_decision(
-    state: WorkflowState, event: Delivered, policy: Policy, case: Case, record: InterventionResolved
+    event: Delivered,
+    policy: Policy,
+    case: Case,
+    strategy: str,
+    command_type: str,
+    place: _Place | None,
+    *,
+    rule: str,
+    evidence: dict[str, str],
 ) -> Append:
     """A human chose: the command goes out like any other, outside the ladder's budgets."""
     number = case.attempts + 1
-    restart = record.decision == "restart" or not case.step_id
-    found = state.checkpoints_before(case.opened_offset)
-    checkpoint = None if restart or not found else found[-1]
     event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
     return Append(
         fact(
@@ -282,17 +350,17 @@ def _operator_decision(
             attempt_number=number,
             error_type=case.error_type,
             rung=len(policy.ladder(case.error_type).rungs),
-            strategy="complete_restart" if restart else "retry_step",
+            strategy=strategy,
             step_id=case.step_id,
-            command_type="RestartWorkflow" if restart else "RetryStep",
+            command_type=command_type,
             command_id=derive_id(event_id, "command"),
-            checkpoint_id=checkpoint.checkpoint_id if checkpoint else None,
-            checkpoint_partition=state.partition if checkpoint else None,
-            checkpoint_offset=checkpoint.offset if checkpoint else None,
-            checkpoint_digest=checkpoint.digest if checkpoint else None,
+            checkpoint_id=None if place is None else place.checkpoint_id,
+            checkpoint_partition=None if place is None else place.partition,
+            checkpoint_offset=None if place is None else place.offset,
+            checkpoint_digest=None if place is None else place.digest,
             policy_version=policy.version,
-            rule=f"operator {record.actor}: {record.decision}",
-            evidence=json.dumps({"intervention_id": record.intervention_id}),
+            rule=rule,
+            evidence=json.dumps(evidence),
             alternatives="[]",
         )
     )

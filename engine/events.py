@@ -11,7 +11,7 @@ from schemas.records import Record
 class Delivered:
     """A record read from the log.
 
-    Of a checkpoint also what `engine.inspection` found: `rejection` is (reason, detail) when it does not verify, `state`
+    Of a checkpoint also what `engine.inspection` found: `rejection` (reason, detail) when it does not verify, `state`
     its proven state, `unreadable` why that could not be looked into.
     """
 

@@ -6,16 +6,21 @@ Every event may come twice, late or for a workflow never started; none of that m
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from sys import intern
 from typing import Any
 
+from schemas.errors import StateError
 from schemas.records.events import (
     CheckpointCreated,
     CheckpointRejected,
+    CheckpointsExpired,
     CommandAcknowledged,
     InterventionRequested,
     InterventionResolved,
     RecoveryDecided,
+    RestoreRequested,
+    StateMigrated,
     StateRestored,
     StepCompensated,
     StepCompleted,
@@ -27,11 +32,14 @@ from schemas.records.events import (
     WorkflowCompleted,
     WorkflowErrorOccurred,
     WorkflowFailed,
+    WorkflowKeyErased,
     WorkflowPaused,
     WorkflowResumed,
     WorkflowStarted,
 )
+from schemas.state_schema import compiled
 
+from . import chain
 from . import fold_recovery as recovery
 from .events import Delivered
 from .graph import graph_of
@@ -88,6 +96,9 @@ def _started(state: WorkflowState, record: WorkflowStarted, event: Delivered) ->
     state.started_offset = event.offset
     state.started_at_us = state.deadline_from_us = event.timestamp_us
     state.timeout_ms = record.timeout_ms
+    _take_schema(state, record.state_version, record.state_schema)
+    if state.tip is None and not state.last_sequence:
+        state.tip = chain.BEGINNING
     return True
 
 
@@ -164,23 +175,66 @@ def _end_run(state: WorkflowState, number: int, status: int) -> None:
 
 
 def _checkpoint(state: WorkflowState, record: CheckpointCreated, event: Delivered) -> bool:
-    if event.rejection is not None:
-        if state.first_sight(record.checkpoint_id):
-            state.transitions = (Transition("rejected"),)
-    elif not record.evidence:
-        number = state.step_index(record.step_id)
-        state.add_checkpoint(record.checkpoint_id, record.digest, event.offset, record.sequence, number)
+    verdict = chain.judge(state, record)
+    if verdict.repeated or verdict.stale:
+        return True
+    rejection = event.rejection or ((verdict.reason, verdict.detail) if verdict.reason else None)
+    if record.evidence:
+        chain.follow(state, record, verdict)
+        return True
+    if rejection is None:
+        rejection = _against_schema(state, record, event)
+    if rejection is None:
+        chain.follow(state, record, verdict)
+        state.add_checkpoint(record, event.offset, state.step_index(record.step_id))
+    elif state.first_sight(record.event_id):
+        chain.follow(state, record, verdict)
+        state.transitions = (Transition("rejected", detail=rejection[1], outcome=rejection[0]),)
     return True
 
 
+def _against_schema(state: WorkflowState, record: CheckpointCreated, event: Delivered) -> tuple[str, str] | None:
+    if state.schema is None or event.state is None or record.state_version != state.schema_version:
+        return None
+    try:
+        state.schema.validate(event.state.get("data"))
+    except StateError as error:
+        return error.reason, str(error)
+    return None
+
+
 def _checkpoint_rejected(state: WorkflowState, record: CheckpointRejected, event: Delivered) -> bool:
-    state.drop_checkpoint(record.checkpoint_id)
+    state.drop_checkpoints([record.checkpoint_id])
     return False
+
+
+def _checkpoints_expired(state: WorkflowState, record: CheckpointsExpired, event: Delivered) -> bool:
+    state.drop_checkpoints(record.checkpoint_ids)
+    return False
+
+
+def _key_erased(state: WorkflowState, record: WorkflowKeyErased, event: Delivered) -> bool:
+    state.checkpoints = b""  # nobody can read them any more
+    return False
+
+
+def _migrated(state: WorkflowState, record: StateMigrated, event: Delivered) -> bool:
+    _take_schema(state, record.to_version, record.state_schema)
+    return True
+
+
+def _take_schema(state: WorkflowState, version: str | None, text: str | None) -> None:
+    """A schema that is none binds nobody: the service that sent it was told so by its own client."""
+    state.schema, state.schema_version = None, version
+    if version is not None and text is not None:
+        with suppress(StateError):
+            state.schema = compiled(text)
 
 
 def _restored(state: WorkflowState, record: StateRestored, event: Delivered) -> bool:
     if state.first_sight(record.event_id):
         state.runs = None
+        chain.begin_epoch(state, record.epoch)
     return True
 
 
@@ -224,10 +278,14 @@ _HANDLERS: dict[type, Callable[[WorkflowState, Any, Delivered], bool]] = {
     StepCompensated: _step_compensated,
     CheckpointCreated: _checkpoint,
     CheckpointRejected: _checkpoint_rejected,
+    CheckpointsExpired: _checkpoints_expired,
+    StateMigrated: _migrated,
+    WorkflowKeyErased: _key_erased,
     StateRestored: _restored,
     WorkflowErrorOccurred: recovery.error,
     RecoveryDecided: recovery.decided,
     CommandAcknowledged: recovery.acknowledged,
+    RestoreRequested: recovery.restore_requested,
     InterventionRequested: recovery.intervention_requested,
     InterventionResolved: recovery.intervention_resolved,
     TimerFired: recovery.timer_fired,

@@ -11,11 +11,13 @@ from schemas.records.events import (
     InterventionRequested,
     InterventionResolved,
     RecoveryDecided,
+    RestoreRequested,
     TimerFired,
     WorkflowErrorOccurred,
 )
 
 from .classify import classify
+from .commands import BEGINNING
 from .events import Delivered
 from .state import CASES_MAX, FAILED, Attempt, Case, StepRun, Transition, WorkflowState
 from .strategies import MANUAL, RESTORING
@@ -23,6 +25,8 @@ from .strategies import MANUAL, RESTORING
 #: What ended an attempt that no service answered.
 UNANSWERED = "no service accepted the command in time"
 _RUNS_ANEW = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RollbackTo"})
+#: Reasons of a service for which no older checkpoint serves better.
+_ENDS_RUNG = frozenset({"migration_missing", "migration_failed", "downgrade", "key_erased"})
 
 
 def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered) -> bool:
@@ -96,19 +100,29 @@ def _end(
     """End the attempt in flight. One that no service answered did nothing, so it uses up no try of its rung."""
     case.attempt = None
     if answered:
-        _use(case, attempt.decision)
+        _use(state, case, attempt.decision)
     else:
         case.unanswered += 1
     state.transitions = (Transition("ended", case, attempt, outcome, detail),)
 
 
-def _use(case: Case, decision: RecoveryDecided) -> None:
+def _still_there(state: WorkflowState, checkpoint_id: str | None) -> bool:
+    """Whether the checkpoint may be chosen again: one that was rejected on restore is gone from the list anyway."""
+    return checkpoint_id is None or state.find_checkpoint(checkpoint_id) is not None
+
+
+def _leave_rung(case: Case, decision: RecoveryDecided) -> None:
+    """Another try of the same kind would fail alike."""
+    case.progress = {**(case.progress or {}), decision.error_type: (decision.rung + 1, 0)}
+
+
+def _use(state: WorkflowState, case: Case, decision: RecoveryDecided) -> None:
     """Count a try on its rung, and remember what the next one builds on."""
     case.unanswered = 0
     progress = case.progress or {}
     rung, count = progress.get(decision.error_type, (decision.rung, 0))
     case.progress = {**progress, decision.error_type: (rung, count + 1)}
-    if decision.strategy in RESTORING:
+    if decision.strategy in RESTORING and _still_there(state, decision.checkpoint_id):
         case.restores += 1
     if decision.strategy == "increase_timeout_and_retry":
         case.timeout_ms = decision.timeout_ms
@@ -133,6 +147,8 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
         execute_at_us=event.timestamp_us + record.execute_after_ms * 1000,
         sent_at_us=event.timestamp_us if at_once else 0,
     )
+    if at_once:
+        _give_epoch(state, case.attempt)
     case.attempts = record.attempt_number
     state.attempts += 1
     progress = case.progress or {}
@@ -143,6 +159,13 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
         state.deadline_from_us = event.timestamp_us
     state.transitions = (Transition("decided", case, case.attempt),)
     return False
+
+
+def _give_epoch(state: WorkflowState, attempt: Attempt) -> None:
+    """A command that begins a run is sent: the run's checkpoints are told apart from those of the run before."""
+    if attempt.decision.command_type in BEGINNING:
+        state.epochs += 1
+        attempt.epoch = state.epochs
 
 
 def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Delivered) -> bool:
@@ -160,6 +183,8 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
     status = record.status
     if status == "failed":
         _end(state, case, attempt, "failed", record.detail or "the service refused or failed the command")
+        if record.reason in _ENDS_RUNG:
+            _leave_rung(case, attempt.decision)
     elif status == "unknown":
         _end(state, case, attempt, "unknown", record.detail or "the service cannot tell")
     elif attempt.status == "sent":
@@ -240,6 +265,31 @@ def intervention_resolved(state: WorkflowState, record: InterventionResolved, ev
     return False
 
 
+def restore_requested(state: WorkflowState, record: RestoreRequested, event: Delivered) -> bool:
+    """An operator's restore answers the case that waits for a human, else the oldest; without one it stands alone."""
+    if not state.first_sight(record.event_id):
+        return False
+    cases = (state.cases or {}).values()
+    case = next((c for c in cases if c.intervention_id is not None), next(iter(cases), None))
+    if case is None:
+        state.epochs += 1
+        state.transitions = (Transition("restore"),)
+        return False
+    attempt, intervention_id = case.attempt, case.intervention_id
+    case.attempt = case.intervention_id = None
+    state.transitions = (
+        Transition(
+            "restore",
+            case,
+            attempt,
+            outcome="failed",
+            detail="an operator restored the workflow",
+            intervention_id=intervention_id or "",
+        ),
+    )
+    return False
+
+
 def timer_fired(state: WorkflowState, record: TimerFired, event: Delivered) -> bool:
     """A moment passed. Only what still waits for exactly this moment is moved, and never before its time."""
     if event.timestamp_us < record.due_at:
@@ -288,6 +338,7 @@ def _case_timer(state: WorkflowState, record: TimerFired, event: Delivered) -> N
             if record.kind == "backoff" and attempt.status == "decided":
                 attempt.status = "sent"
                 attempt.sent_at_us = event.timestamp_us
+                _give_epoch(state, attempt)
                 state.transitions = (Transition("send", case, attempt),)
             elif record.kind == "acknowledge_timeout" and attempt.status == "sent" and _in_flight(attempt):
                 _end(state, case, attempt, "unknown", UNANSWERED, answered=False)

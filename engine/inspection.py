@@ -29,7 +29,7 @@ _UNUSUAL = tuple(re.compile(before + _NUMBER).search for before in (rb":", rb","
 _UNREADABLE = ("claim", "key_erased", "key_missing", "no_keys")
 _DETAIL_CHARS_MAX = 500
 
-#: (workflow id, number) to its data key. StateError `key_missing` or `key_erased`; RetriableError when it cannot be asked.
+#: (workflow id, number) to its data key. StateError `key_missing` or `key_erased`; RetriableError: ask again later.
 KeyLookup = Callable[[str, int], DataKey]
 StateRecord = CheckpointCreated | StatePersisted | StateRestored
 State = dict[str, object]

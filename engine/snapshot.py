@@ -19,7 +19,7 @@ from .graph import Graph, graph_of
 from .state import Attempt, Case, StepRun, WorkflowState
 
 #: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
-VERSION = 2
+VERSION = 3
 #: Largest snapshot that is read, uncompressed: about 500,000 open workflows of one partition.
 SIZE_BYTES_MAX = 2 * 1024**3
 
@@ -84,7 +84,7 @@ def _spec(value: dict[str, Any]) -> StepSpec:
     return StepSpec(**{**value, "depends_on": tuple(value["depends_on"]), "resources": tuple(value["resources"])})
 
 
-_SKIPPED = ("graph", "steps", "runs", "cases", "checkpoints", "known", "transitions")
+_SKIPPED = ("graph", "steps", "runs", "cases", "tip", "checkpoints", "known", "transitions")
 _NAMES = tuple(f.name for f in fields(WorkflowState) if f.name not in _SKIPPED)
 _RUN = tuple(f.name for f in fields(StepRun))
 _CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progress"))
@@ -99,7 +99,8 @@ def _row(state: WorkflowState, graph: int, codec: Codec) -> list[Any]:
     runs = [[n, *(getattr(run, f) for f in _RUN)] for n, run in (state.runs or {}).items()]
     cases = [_case_row(case, codec) for case in (state.cases or {}).values()]
     plain = [getattr(state, name) for name in _NAMES]
-    return [plain, graph, _text(state.steps), runs, cases, _text(state.checkpoints), _text(state.known)]
+    tip = None if state.tip is None else _text(state.tip)
+    return [plain, graph, _text(state.steps), runs, cases, tip, _text(state.checkpoints), _text(state.known)]
 
 
 def _case_row(case: Case, codec: Codec) -> list[Any]:
@@ -114,13 +115,14 @@ def _case_row(case: Case, codec: Codec) -> list[Any]:
             a.execute_at_us,
             a.sent_at_us,
             a.accepted_at_us,
+            a.epoch,
         ]
     )
     return [[getattr(case, f) for f in _CASE], attempt, case.progress]
 
 
 def _state(row: list[Any], graphs: list[Any], codec: Codec) -> WorkflowState:
-    plain, graph, steps, runs, cases, checkpoints, known = row
+    plain, graph, steps, runs, cases, tip, checkpoints, known = row
     if not all(isinstance(v, _PLAIN) for v in plain):
         raise SnapshotError("a field has the wrong type")
     state = WorkflowState(**dict(zip(_NAMES, plain, strict=True)))
@@ -129,6 +131,7 @@ def _state(row: list[Any], graphs: list[Any], codec: Codec) -> WorkflowState:
     state.steps = a2b_base64(steps)
     state.runs = {n: StepRun(**dict(zip(_RUN, values, strict=True))) for n, *values in runs} or None
     state.cases = {c.error_id: c for c in (_case(r, codec) for r in cases)} or None
+    state.tip = None if tip is None else a2b_base64(tip)
     state.checkpoints = a2b_base64(checkpoints)
     state.known = a2b_base64(known)
     return state

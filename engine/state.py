@@ -6,11 +6,13 @@ A state is changed in place by `engine.fold.evolve` and by nothing else.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from schemas.ids import uuid_bytes, uuid_text
-from schemas.records.events import RecoveryDecided
+from schemas.records.events import CheckpointCreated, RecoveryDecided
+from schemas.state_schema import StateSchema
 
 from .graph import EMPTY, Graph
 
@@ -26,17 +28,24 @@ CASES_MAX = 64
 PENDING, RUNNING, COMPLETED, FAILED, SKIPPED, COMPENSATED = range(6)
 _DONE = (COMPLETED, SKIPPED)
 
-_CHECKPOINT = struct.Struct(">16s32sqIH")
+#: Id, digest, chain digest, 8 bytes of its event's id, offset, sequence, step.
+_CHECKPOINT = struct.Struct(">16s32s32s8sqIH")
 
 
 class CheckpointRef(NamedTuple):
-    """A verified checkpoint: where it stands in the log and what its state must digest to."""
+    """A verified checkpoint: where it stands in the log, what its state must digest to, and its link of the chain."""
 
     checkpoint_id: str
     digest: str
     offset: int
     sequence: int
     step: int
+    link: bytes
+    event: bytes
+
+    def is_event(self, event_id: str) -> bool:
+        """Whether it came with this event."""
+        return uuid_bytes(event_id)[:8] == self.event
 
 
 @dataclass(slots=True)
@@ -62,6 +71,7 @@ class Attempt:
     execute_at_us: int
     sent_at_us: int = 0
     accepted_at_us: int = 0
+    epoch: int = 0
 
 
 @dataclass(slots=True)
@@ -100,6 +110,7 @@ class Transition(NamedTuple):
     detail: str = ""
     step_id: str = ""
     run: StepRun | None = None
+    intervention_id: str = ""
 
 
 @dataclass(slots=True)
@@ -114,6 +125,9 @@ class WorkflowState:
     heard_us: int = 0
     status: str = "running"
     graph: Graph = EMPTY
+    #: What the service's part of a state of this version must look like.
+    schema: StateSchema | None = None
+    schema_version: str | None = None
     steps: bytearray | bytes = b""
     started_offset: int = -1
     started_at_us: int = 0
@@ -128,6 +142,14 @@ class WorkflowState:
     last_step: int = -1
     runs: dict[int, StepRun] | None = None
     cases: dict[str, Case] | None = None
+    #: Epoch of the run whose checkpoints count, and the newest that a command was given.
+    epoch: int = 0
+    epochs: int = 0
+    #: Of this epoch's last checkpoint (-1 while it has none), and of all.
+    sequence: int = 0
+    last_sequence: int = 0
+    #: What the next checkpoint links to: chain digest and digest of the last one; None when that is not known.
+    tip: bytes | None = None
     checkpoints: bytes = b""
     known: bytes = b""
     transitions: tuple[Transition, ...] = ()
@@ -174,30 +196,46 @@ class WorkflowState:
                 return spec.step_id
         return None
 
-    def add_checkpoint(self, checkpoint_id: str, digest: str, offset: int, sequence: int, step: int) -> None:
+    def add_checkpoint(self, record: CheckpointCreated, offset: int, step: int) -> None:
         """Remember a verified checkpoint, forgetting the oldest beyond the bound. A repeated one is left as it is."""
-        raw = uuid_bytes(checkpoint_id)
-        at = self.checkpoints.find(raw)
-        while at % _CHECKPOINT.size and at >= 0:  # found across the border of two entries: no entry's id
-            at = self.checkpoints.find(raw, at + 1)
-        if at >= 0:
+        raw = uuid_bytes(record.checkpoint_id)
+        if self._place_of(raw) >= 0:
             return
-        packed = _CHECKPOINT.pack(raw, bytes.fromhex(digest), offset, max(0, sequence) & 0xFFFFFFFF, max(0, step))
+        packed = _CHECKPOINT.pack(
+            raw,
+            bytes.fromhex(record.digest),
+            bytes.fromhex(record.chain_digest),
+            uuid_bytes(record.event_id)[:8],
+            offset,
+            max(0, record.sequence) & 0xFFFFFFFF,
+            max(0, step),
+        )
         self.checkpoints = (self.checkpoints + packed)[-CHECKPOINTS_MAX * _CHECKPOINT.size :]
 
-    def drop_checkpoint(self, checkpoint_id: str) -> None:
-        """Forget a checkpoint that was rejected after it had been accepted."""
-        raw, size = uuid_bytes(checkpoint_id), _CHECKPOINT.size
+    def drop_checkpoints(self, checkpoint_ids: Iterable[str]) -> None:
+        """Forget checkpoints that may not be restored any more."""
+        gone, size = {uuid_bytes(i) for i in checkpoint_ids}, _CHECKPOINT.size
         parts = [self.checkpoints[i : i + size] for i in range(0, len(self.checkpoints), size)]
-        self.checkpoints = b"".join(p for p in parts if p[:16] != raw)
+        self.checkpoints = b"".join(p for p in parts if p[:16] not in gone)
+
+    def find_checkpoint(self, checkpoint_id: str) -> CheckpointRef | None:
+        """A remembered checkpoint."""
+        at = self._place_of(uuid_bytes(checkpoint_id))
+        return None if at < 0 else _ref(_CHECKPOINT.unpack_from(self.checkpoints, at))
+
+    def all_checkpoints(self) -> Iterator[CheckpointRef]:
+        """Remembered checkpoints, oldest first."""
+        return map(_ref, _CHECKPOINT.iter_unpack(self.checkpoints))
 
     def checkpoints_before(self, offset: int) -> list[CheckpointRef]:
         """Verified checkpoints that stand before `offset` in the log, oldest first."""
-        found = []
-        for raw, digest, at, sequence, step in _CHECKPOINT.iter_unpack(self.checkpoints):
-            if at < offset:
-                found.append(CheckpointRef(uuid_text(raw), digest.hex(), at, sequence, step))
-        return found
+        return [ref for ref in self.all_checkpoints() if ref.offset < offset]
+
+    def _place_of(self, raw: bytes) -> int:
+        at = self.checkpoints.find(raw)
+        while at % _CHECKPOINT.size and at >= 0:  # found across the border of two fields: no entry's id
+            at = self.checkpoints.find(raw, at + 1)
+        return at
 
     def first_sight(self, event_id: str) -> bool:
         """Whether this id is new; it is remembered, forgetting the oldest beyond the bound.
@@ -212,3 +250,8 @@ class WorkflowState:
             at = self.known.find(raw, at + 1)
         self.known = (self.known + raw)[-KNOWN_MAX * 8 :]
         return True
+
+
+def _ref(entry: tuple[bytes, bytes, bytes, bytes, int, int, int]) -> CheckpointRef:
+    raw, digest, chain_digest, event, offset, sequence, step = entry
+    return CheckpointRef(uuid_text(raw), digest.hex(), offset, sequence, step, chain_digest + digest, event)

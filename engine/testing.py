@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from schemas.canonical import chain_digest_of
 from schemas.ids import derive_id
 from schemas.records import Command, Record
 from schemas.records.events import (
@@ -99,7 +100,10 @@ class Service:
         self.world = world
         self.workflow_id = world.new_id()
         self.runs: dict[str, str] = {}
+        self.epoch = 0
         self.sequence = 0
+        #: Chain digest and digest of the last checkpoint.
+        self.chain: tuple[str, str] | None = None
         if steps:
             self.emit(WorkflowStarted, workflow_version="1", steps=steps, **started)
 
@@ -158,19 +162,32 @@ class Service:
             **fields,
         )
 
-    def checkpoint(self, step_id: str, make: Callable[[str, str], dict[str, object]]) -> CheckpointCreated:
-        """Save a state; `make(workflow_id, step_id)` gives the checkpoint's state fields."""
+    def checkpoint(
+        self, step_id: str, make: Callable[[str, str], dict[str, object]], **changed: object
+    ) -> CheckpointCreated:
+        """Save a state; `make(workflow_id, step_id)` gives the checkpoint's state fields. It links to the one before.
+
+        `changed` fields are put in last; what comes after links to the record as it should have been.
+        """
         self.sequence += 1
-        return self.emit(
-            CheckpointCreated,
-            checkpoint_id=self.world.new_id(),
-            step_id=step_id,
-            checkpoint_type="step_complete",
-            sequence=self.sequence,
-            state_version="1",
-            status="running",
-            **make(self.workflow_id, step_id),
-        )
+        state = make(self.workflow_id, step_id)
+        digest = str(state["digest"])
+        parent_chain, parent_digest = self.chain or (None, None)
+        self.chain = chain_digest_of(parent_chain, digest), digest
+        fields = {
+            "checkpoint_id": self.world.new_id(),
+            "step_id": step_id,
+            "checkpoint_type": "step_complete",
+            "epoch": self.epoch,
+            "sequence": self.sequence,
+            "state_version": "1",
+            "status": "running",
+            **state,
+            "parent_digest": parent_digest,
+            "chain_digest": self.chain[0],
+            **changed,
+        }
+        return self.emit(CheckpointCreated, **fields)
 
     @property
     def state(self) -> WorkflowState:
