@@ -17,16 +17,18 @@ from typing import Any
 from ._schemas.canonical import canonical_bytes
 from ._schemas.codec import Codec
 from ._schemas.errors import ConfigError, StateError
+from ._schemas.migrations import Migrations
 from ._schemas.records import Command
 from ._schemas.records.events import StepSpec
 from ._schemas.registry import Registry
 from .checkpoints import CRITICAL_STEPS_DEFAULT
 from .commands import Commands
 from .errors import ClosedError
+from .history import History
 from .inbox import Inbox
 from .listener import Listener
 from .outbox import Interceptor, Outbox, Undelivered
-from .restore import LogReader
+from .restore import Restorer
 from .run import Run
 from .schema_ids import SchemaIds
 from .settings import Settings
@@ -80,7 +82,8 @@ class Client:
         self._registry = Registry(registry) if registry else None
         ids = SchemaIds(self._registry) if self._registry is not None else None
         self.outbox = Outbox(self._settings, ids, tuple(interceptors))
-        self.reader = LogReader(self._settings.reader(), Codec(self._registry))
+        self.reader = History(self._settings.reader(), Codec(self._registry))
+        self.restorer = Restorer(self.reader)
         self.work = Work(self, workers)
         self._commands = Commands(self)
         self._types: dict[str, WorkflowType] = {}
@@ -112,6 +115,7 @@ class Client:
         checkpoint_types: Sequence[str] = CHECKPOINT_TYPES,
         critical_steps: Collection[str] = CRITICAL_STEPS_DEFAULT,
         codec: str = "gzip",
+        migrations: Migrations | None = None,
     ) -> WorkflowType:
         """Declare a workflow type of this service, before `listen`."""
         if name in self._types:
@@ -127,6 +131,7 @@ class Client:
             checkpoint_types=checkpoint_types,
             critical_steps=critical_steps,
             codec=codec,
+            migrations=migrations,
         )
         return kind
 
@@ -182,6 +187,7 @@ class Client:
         self.closing = True
         if self._listener is not None:
             self._listener.close(timeout_s)
+        self.restorer.close()
         self.work.runner.close()
         self.work.runner.wait(deadline_s - time.monotonic())
         self._undelivered = self.outbox.close(max(_FLUSH_FLOOR_S, deadline_s - time.monotonic()))

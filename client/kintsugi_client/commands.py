@@ -25,14 +25,15 @@ from ._schemas.records.commands import (
     RollbackTo,
     RunAlternativePath,
 )
-from ._schemas.records.events import CommandAcknowledged
+from ._schemas.records.events import CheckpointRejected, CommandAcknowledged
 from .checkpoints import new_id, now_us
-from .errors import RestoreError, SupersededError
+from .errors import RestoreError, SupersededError, reason_of
 from .inbox import ForeignCommand, Received
 from .outbox import Delivery
-from .run import Run, Standing
+from .run import Answer, Run
 from .runner import Job
-from .texts import DETAIL_MAX, clean, describe
+from .standing import Standing
+from .texts import DETAIL_MAX, MESSAGE_MAX, clean, describe
 from .types import CommandHandler, WorkflowType, wait_for
 from .workflow import Workflow
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 Beginning = RetryStep | ResumeFromCheckpoint | RestartWorkflow
 #: Commands after which a workflow belongs to the process that carries them out.
 _TAKES_OVER = (RetryStep, ResumeFromCheckpoint, RestartWorkflow, RunAlternativePath, RollbackTo, CancelWorkflow)
+
+#: The actor of commands that nobody but the engine decided on.
+ENGINE = "engine"
 
 log = logging.getLogger("kintsugi_client")
 
@@ -85,17 +89,25 @@ class Commands:
         self._count("repeated")
         self._tell(received, status, detail="received before; not carried out again", duplicate=True)
 
-    def _answer(self, received: Received, status: str, detail: str | None = None) -> None:
+    def _answer(self, received: Received, status: str, detail: str | None = None, reason: str | None = None) -> None:
         command_id = received.command.command_id
         self._client.settle(command_id, status)
         if status != "succeeded":
             log.warning("command %s (%s) %s: %s", command_id, type(received.command).__name__, status, detail)
         try:
-            self._tell(received, status, detail=detail)
+            self._tell(received, status, detail=detail, reason=reason)
         except KintsugiError as error:
             log.error("command %s: %s, and that could not be told: %s", command_id, status, error)
 
-    def _tell(self, received: Received, status: str, *, detail: str | None = None, duplicate: bool = False) -> Delivery:
+    def _tell(
+        self,
+        received: Received,
+        status: str,
+        *,
+        detail: str | None = None,
+        reason: str | None = None,
+        duplicate: bool = False,
+    ) -> Delivery:
         command = received.command
         record = CommandAcknowledged(
             event_id=new_id(),
@@ -113,6 +125,7 @@ class Commands:
             step_id=getattr(command, "step_id", None),
             detail=None if detail is None else clean(detail, DETAIL_MAX),
             duplicate=duplicate,
+            reason=reason,
         )
         delivery = self._client.outbox.send(record, parent=received.trace)
         if not duplicate:
@@ -137,13 +150,13 @@ class Commands:
     def carry_out(self, received: Received) -> None:
         """Begin to carry an accepted command out. Its outcome is answered when it is known."""
         command = received.command
-        run = Run(command.command_id, received.trace, partial(self._answer, received))
+        run = _run_of(command, received.trace, partial(self._answer, received))
         try:
             self._carry_out(command, run)
         except Exception as error:
             if not isinstance(error, KintsugiError):
                 log.exception("command %s failed", command.command_id)
-            run.settle("failed", describe(error))
+            run.settle("failed", describe(error), reason_of(error))
 
     def _carry_out(self, command: Command, run: Run) -> None:
         if isinstance(command, ForeignCommand):
@@ -197,21 +210,22 @@ class Commands:
             standing = self._standing(command, workflow, run)
         except Exception as error:
             if isinstance(error, RestoreError) and error.corrupt:
-                step_id = command.step_id if isinstance(command, RetryStep) else ""
-                workflow.report_error(step_id, error, code="STATE_CORRUPTION", run=run, evidence=False)
+                _report_corruption(command, workflow, run, error)
             run.reported = True  # the engine hears of it by the answer to its command
             raise
         if isinstance(command, RetryStep):
             standing.completed = [step for step in standing.completed if step != command.step_id]
-        workflow.stand(run, standing)
+        workflow.stand(run, standing, None if command.actor == ENGINE else clean(command.reason, MESSAGE_MAX))
 
     def _standing(self, command: Beginning, workflow: Workflow, run: Run) -> Standing:
+        restorer = self._client.restorer
         if not isinstance(command, RestartWorkflow):
             if command.checkpoint_id is not None:
-                return self._client.reader.checkpoint(command, workflow.kind.version)
+                return restorer.checkpoint(command, workflow.kind, run.superseded)
             if workflow.stands:
                 return _as_in_memory(run)
-        return self._client.reader.input_of(command.workflow_id, command.started_partition, command.started_offset)
+        place = (command.started_partition, command.started_offset)
+        return restorer.input_of(command.workflow_id, *place, run.superseded)
 
     # -- handlers -------------------------------------------------------------------------------------------------
 
@@ -220,7 +234,7 @@ class Commands:
         if not isinstance(command, RetryStep | ResumeFromCheckpoint | RestartWorkflow):
             raise KintsugiError(f"{type(command).__name__} names nothing to restore")
         with self._lock:
-            run = self._handled.get(command.command_id) or Run(command.command_id)
+            run = self._handled.get(command.command_id) or _run_of(command)
         kind = self._client.kind(command.workflow_type)
         workflow = self._work.renew(kind, command.workflow_id, run)
         try:
@@ -253,7 +267,7 @@ class Commands:
         except BaseException as error:
             if not isinstance(error, KintsugiError):
                 log.warning("the handler of command %s failed", command.command_id, exc_info=error)
-            run.settle("failed", f"{type(error).__name__}: {describe(error)}")
+            run.settle("failed", f"{type(error).__name__}: {describe(error)}", reason_of(error))
         else:
             run.settle("succeeded")
         finally:
@@ -261,9 +275,37 @@ class Commands:
                 del self._handled[command.command_id]
 
 
+def _report_corruption(command: Beginning, workflow: Workflow, run: Run, error: RestoreError) -> None:
+    """Tell the log what did not verify, so that nobody picks it again."""
+    checkpoint_id = None if isinstance(command, RestartWorkflow) else command.checkpoint_id
+    if checkpoint_id is not None:
+        workflow.tell(
+            CheckpointRejected,
+            run,
+            checkpoint_id=checkpoint_id,
+            step_id=getattr(command, "step_id", None) or "",
+            reason=error.fault or error.reason,
+            detail=describe(error, DETAIL_MAX),
+            detected_by="restore",
+        )
+    step_id = command.step_id if isinstance(command, RetryStep) else ""
+    workflow.report_error(step_id, error, code="STATE_CORRUPTION", reason=error.fault, run=run, evidence=False)
+
+
+def _run_of(command: Command, trace: str | None = None, answer: Answer | None = None) -> Run:
+    """A run that a command begins. Commands that begin none, and those of older engines, carry no epoch."""
+    return Run(
+        command.command_id,
+        trace,
+        answer,
+        epoch=getattr(command, "epoch", 0),
+        last_sequence=getattr(command, "last_sequence", 0),
+    )
+
+
 def _as_in_memory(run: Run) -> Standing:
     """No checkpoint is named, so the state is as the last run left it: a copy, for that run may still be at work."""
     try:
         return Standing(copy.deepcopy(run.data), completed=list(run.completed), metadata=copy.deepcopy(run.metadata))
     except Exception as error:
-        raise RestoreError(f"the state in memory cannot be copied: {describe(error)}") from error
+        raise KintsugiError(f"the state in memory cannot be copied: {describe(error)}") from error

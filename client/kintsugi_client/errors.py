@@ -18,11 +18,32 @@ class ClosedError(KintsugiError):
 
 
 class RestoreError(KintsugiError):
-    """A checkpoint cannot be restored. `corrupt` when its bytes are not what was saved."""
+    """A workflow cannot go on from where it should. `reason` is one of
 
-    def __init__(self, message: str, *, corrupt: bool = False) -> None:
-        super().__init__(message)
-        self.corrupt = corrupt
+    checkpoint_missing  neither the log nor the archive has it
+    object_missing      its state is not in object storage
+    corrupt             its bytes are not what was saved; `fault` says what is wrong with them
+    key_missing         it is sealed with a key that is not here
+    key_erased          its key was erased, so that nobody can read it
+    schema              the state does not fit the JSON Schema of its version
+    migration_missing, migration_failed, downgrade   it is of another version than the service
+    unavailable         Kafka, the registry, the object store or the key provider was away for too long
+    """
+
+    def __init__(self, reason: str, message: str, *, fault: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        self.fault = fault
+
+    @property
+    def corrupt(self) -> bool:
+        """Whether the bytes are not what was saved."""
+        return self.reason == "corrupt"
+
+
+def reason_of(error: BaseException) -> str | None:
+    """The short reason in the answer to a command that failed because nothing could be restored."""
+    return error.reason if isinstance(error, RestoreError) else None
 
 
 class SupersededError(KintsugiError):

@@ -1,164 +1,211 @@
-"""Reads a record of the log by partition and offset, and proves that a checkpoint is what was saved."""
+"""Where a command lets a workflow go on: read, and proven to be what was saved before anything of it is looked at."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-
+from ._schemas import claims
 from ._schemas.canonical import parse_state, verify_stored
-from ._schemas.codec import Codec
-from ._schemas.errors import DecodeError, RetriableError, StateError
+from ._schemas.errors import RetriableError, StateError
+from ._schemas.objects import Objects
 from ._schemas.records import Record
 from ._schemas.records.commands import ResumeFromCheckpoint, RetryStep
 from ._schemas.records.events import CheckpointCreated, WorkflowStarted
-from ._schemas.topics import EVENTS
+from ._schemas.sealing import DataKey, binding_of, unseal, unseal_fields
 from .checkpoints import Chain
-from .errors import ClosedError, RestoreError
-from .run import Standing
-from .settings import connected, describe_error
+from .errors import ClosedError, RestoreError, SupersededError
+from .history import History
+from .standing import Standing
 
-FETCH_TIMEOUT_S = 10.0
-_POLL_S = 0.2
-_ABSENT = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
+if TYPE_CHECKING:
+    from .types import WorkflowType
+
+#: How long a restore waits for Kafka, the registry, the object store or the key provider; a try under way may take
+#: its own time beyond it. The engine then goes another way, which may need none of them.
+PATIENCE_S = 30.0
+_PAUSE_S, _PAUSE_S_MAX = 0.1, 2.0
+#: What says nothing against the bytes; all other reasons of a StateError do.
+_NOT_CORRUPT = {"key_missing": "key_missing", "key_erased": "key_erased", "claim_missing": "object_missing"}
+
+#: (workflow id, number) to its data key, as `Keystore.get`.
+KeyLookup = Callable[[str, int], DataKey]
+T = TypeVar("T")
 
 
-class LogReader:
-    """One consumer without a group, used by one restore at a time."""
+class Restorer:
+    """Reads with these keys. With keys, a state that nobody sealed is refused, unless `keys_optional` (a roll-out)."""
 
-    def __init__(self, settings: dict[str, Any], codec: Codec) -> None:
-        self._settings = {
-            **settings,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 10,
-            # One record is asked for: no more than a little is read ahead.
-            "queued.max.messages.kbytes": 16_384,
-        }
-        self._codec = codec
-        self._lock = threading.Lock()
-        self._consumer: Consumer | None = None
-        self._closed = False
-
-    def fetch(self, partition: int, offset: int) -> Record:
-        """The record at (partition, offset). RestoreError when it is not there or unreadable, RetriableError when
-        Kafka is away."""
-        where = f"{EVENTS}[{partition}]@{offset}"
-        if partition < 0 or offset < 0:
-            raise RestoreError(f"{where} is no place in the log")
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the client is closed")
-            if self._consumer is None:
-                self._consumer = connected(Consumer, self._settings)
-            try:
-                return self._read(self._consumer, TopicPartition(EVENTS, partition, offset), where)
-            except KafkaException as error:
-                if error.args[0].code() in _ABSENT:
-                    raise RestoreError(f"{where}: there is no such partition") from error
-                raise RetriableError(f"{where} cannot be read now: {describe_error(error.args[0])}") from error
-
-    def _read(self, consumer: Consumer, place: TopicPartition, where: str) -> Record:
-        low, high = consumer.get_watermark_offsets(place, FETCH_TIMEOUT_S, cached=False)
-        if not low <= place.offset < high:
-            raise RestoreError(f"{where} is not in the log, or not any more")
-        consumer.assign([place])
-        try:
-            return self._decode(self._poll(consumer, place.offset, where), where)
-        finally:
-            consumer.unassign()
-
-    def _poll(self, consumer: Consumer, offset: int, where: str) -> bytes | None:
-        deadline_s = time.monotonic() + FETCH_TIMEOUT_S
-        trouble = "no answer"
-        while time.monotonic() < deadline_s and not self._closed:
-            message = consumer.poll(_POLL_S)
-            if message is None:
-                continue
-            error = message.error()
-            if error is None and message.offset() == offset:
-                return message.value()
-            if error is None or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError._PARTITION_EOF):
-                raise RestoreError(f"{where} is not in the log any more")
-            trouble = describe_error(error)
-        raise RetriableError(f"{where} cannot be read now: {trouble}")
-
-    def _decode(self, value: bytes | None, where: str) -> Record:
-        try:
-            record = self._codec.decode(value)
-        except DecodeError as failure:
-            raise RestoreError(f"{where} cannot be read: {failure}", corrupt=True) from failure
-        if isinstance(record, Record):
-            return record
-        raise RestoreError(f"{where} is a {record.name}, which this client does not know")
-
-    def checkpoint(self, command: RetryStep | ResumeFromCheckpoint, version: str) -> Standing:
-        """The verified state of the command's checkpoint.
-
-        RestoreError says what is wrong; `corrupt` when the bytes are not what was saved.
-        """
-        partition, offset = command.checkpoint_partition, command.checkpoint_offset
-        if partition is None or offset is None:
-            raise RestoreError("the command does not say where its checkpoint is")
-        where = f"the checkpoint at {partition}@{offset}"
-        record = self.fetch(partition, offset)
-        if not isinstance(record, CheckpointCreated):
-            raise RestoreError(f"{where} is a {type(record).__name__}")
-        if record.workflow_id != command.workflow_id or record.checkpoint_id != command.checkpoint_id:
-            raise RestoreError(f"{where} is another one")
-        if record.evidence:
-            raise RestoreError(f"{where} is evidence of an error, which is never restored")
-        if record.state is None:
-            raise RestoreError(f"{where}: the state lies in object storage, which this version does not read")
-        if command.checkpoint_digest is not None and command.checkpoint_digest != record.digest:
-            raise RestoreError(f"{where}: its digest is not the one that the command names", corrupt=True)
-        return _standing(record, record.state, where, version)
-
-    def input_of(self, workflow_id: str, partition: int | None, offset: int | None) -> Standing:
-        """The beginning of a workflow, with the input that it was started with."""
-        if partition is None or offset is None:
-            raise RestoreError("the workflow's start is not in the log")
-        record = self.fetch(partition, offset)
-        if not isinstance(record, WorkflowStarted) or record.workflow_id != workflow_id:
-            raise RestoreError(f"the record at {partition}@{offset} is not this workflow's start")
-        try:
-            value = json.loads(record.input) if record.input else {}
-        except (ValueError, RecursionError) as error:
-            raise RestoreError(f"the workflow's input is no JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise RestoreError(f"the workflow's input is no JSON object but a {type(value).__name__}")
-        return Standing(value)
+    def __init__(
+        self,
+        history: History,
+        *,
+        keys: KeyLookup | None = None,
+        keys_optional: bool = False,
+        objects: Objects | None = None,
+    ) -> None:
+        self._history = history
+        self._keys = keys
+        self._keys_optional = keys_optional
+        self._objects = objects
+        self._closed = threading.Event()
 
     def close(self) -> None:
-        """Give up the connection; a read under way ends."""
-        self._closed = True
-        with self._lock:
-            if self._consumer is not None:
-                self._consumer.close()
-                self._consumer = None
+        """End what waits."""
+        self._closed.set()
 
+    def checkpoint(
+        self, command: RetryStep | ResumeFromCheckpoint, kind: WorkflowType, superseded: threading.Event
+    ) -> Standing:
+        """The command's checkpoint, proven, and migrated to the type's version. RestoreError says what is wrong.
 
-def _standing(record: CheckpointCreated, state: bytes, where: str, version: str) -> Standing:
-    try:
-        data = verify_stored(state, codec=record.codec, size_bytes=record.size_bytes, digest=record.digest)
+        SupersededError when another command takes over while this waits.
+        """
+        return self._patiently(lambda: self._checkpoint(command, kind), superseded)
+
+    def input_of(
+        self, workflow_id: str, partition: int | None, offset: int | None, superseded: threading.Event
+    ) -> Standing:
+        """The beginning of a workflow, with the input that it was started with. Raises as `checkpoint`."""
+        if partition is None or offset is None:
+            raise RestoreError("checkpoint_missing", "the workflow's start is not in the log")
+        return self._patiently(lambda: self._input_of(workflow_id, partition, offset), superseded)
+
+    def _patiently(self, call: Callable[[], T], superseded: threading.Event) -> T:
+        """Try again while something is away, within a bound."""
+        deadline_s, pause_s = time.monotonic() + PATIENCE_S, _PAUSE_S
+        while True:
+            try:
+                return call()
+            except RetriableError as error:
+                if time.monotonic() + pause_s > deadline_s:
+                    raise RestoreError("unavailable", str(error), hint=error.hint) from error
+            if superseded.wait(pause_s):
+                raise SupersededError("a command has replaced this run")
+            if self._closed.is_set():
+                raise ClosedError("the client is closed")
+            pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, command: RetryStep | ResumeFromCheckpoint, kind: WorkflowType) -> Standing:
+        partition, offset = command.checkpoint_partition, command.checkpoint_offset
+        if partition is None or offset is None:
+            raise RestoreError("checkpoint_missing", "the command does not say where its checkpoint is")
+        where = f"the checkpoint at {partition}@{offset}"
+        record = _named(self._history.fetch(partition, offset), command, where)
+        try:
+            stored = self._stored(record)
+            record = replace(record, state=None)  # one copy of a large state less while it is parsed
+            document = self._prove(record, stored)
+        except StateError as error:
+            raise _refused(where, error) from error
+        return _standing(record, document, where, kind)
+
+    def _stored(self, record: CheckpointCreated) -> bytes:
+        if record.claim_uri is None:
+            if record.state is None:
+                raise StateError("structure", "it holds neither a state nor a claim")
+            return record.state
+        if record.state is not None:
+            raise StateError("structure", "it holds both a state and a claim")
+        if self._objects is None:
+            raise StateError(
+                "claim_missing",
+                "its state lies in object storage, and none is configured",
+                hint="set KINTSUGI_OBJECTS",
+            )
+        return claims.get(self._objects, record.claim_uri)
+
+    def _prove(self, record: CheckpointCreated, stored: bytes) -> dict[str, Any]:
+        """The state in stored bytes. StateError says what is wrong; nothing is parsed before it is proven."""
+        unsealed = self._unsealed(record, stored)
+        del stored
+        data = verify_stored(unsealed, codec=record.codec, size_bytes=record.size_bytes, digest=record.digest)
+        del unsealed
         document = parse_state(data)
-    except StateError as error:
-        raise RestoreError(f"{where} does not verify: {error}", corrupt=True) from error
-    if document.get("workflow_id") != record.workflow_id:
-        raise RestoreError(f"{where} holds the state of another workflow", corrupt=True)
-    if record.state_version != version:
-        raise RestoreError(f"{where} is of version {record.state_version!r}, this service runs version {version!r}")
+        if document.get("workflow_id") != record.workflow_id:
+            raise StateError("structure", "it holds the state of another workflow")
+        return document
+
+    def _unsealed(self, record: CheckpointCreated, stored: bytes) -> bytes:
+        if record.protection == "none":
+            if self._keys is not None and not self._keys_optional:
+                raise StateError("unsealed", "keys are configured, and nobody sealed this state")
+            return stored
+        return unseal(
+            stored,
+            protection=record.protection,
+            binding=binding_of(record),
+            keys=lambda number: self._key(record.workflow_id, number),
+        )
+
+    def _key(self, workflow_id: str, number: int) -> DataKey:
+        if self._keys is None:
+            raise StateError(
+                "key_missing", "it is sealed, and no keys are configured in this process", hint="set KINTSUGI_KEYS"
+            )
+        return self._keys(workflow_id, number)
+
+    # -- the input ------------------------------------------------------------------------------------------------
+
+    def _input_of(self, workflow_id: str, partition: int, offset: int) -> Standing:
+        where = f"the workflow's start at {partition}@{offset}"
+        record = self._history.fetch(partition, offset)
+        if not isinstance(record, WorkflowStarted) or record.workflow_id != workflow_id:
+            raise RestoreError("checkpoint_missing", f"the record at {partition}@{offset} is not this workflow's start")
+        try:
+            record = unseal_fields(record, lambda number: self._key(workflow_id, number))
+            value = json.loads(record.input) if record.input else {}
+        except StateError as error:
+            raise _refused(where, error) from error
+        except (ValueError, RecursionError) as error:
+            raise RestoreError("corrupt", f"the workflow's input is no JSON: {error}", fault="structure") from error
+        if not isinstance(value, dict):
+            what = f"the workflow's input is no JSON object but a {type(value).__name__}"
+            raise RestoreError("corrupt", what, fault="structure")
+        return Standing(value, from_input=True)
+
+
+def _named(record: Record, command: RetryStep | ResumeFromCheckpoint, where: str) -> CheckpointCreated:
+    """The record, if it is the checkpoint that the command means."""
+    if not isinstance(record, CheckpointCreated):
+        raise RestoreError("checkpoint_missing", f"{where} is a {type(record).__name__}")
+    if record.workflow_id != command.workflow_id or record.checkpoint_id != command.checkpoint_id:
+        raise RestoreError("checkpoint_missing", f"{where} is another one")
+    if record.evidence:
+        raise RestoreError("checkpoint_missing", f"{where} is evidence of an error, which is never restored")
+    if command.checkpoint_digest is not None and command.checkpoint_digest != record.digest:
+        raise RestoreError("corrupt", f"{where}: its digest is not the one that the command names", fault="digest")
+    return record
+
+
+def _refused(where: str, error: StateError) -> RestoreError:
+    reason = _NOT_CORRUPT.get(error.reason)
+    if reason is not None:
+        return RestoreError(reason, f"{where} cannot be read: {error}", hint=error.hint)
+    return RestoreError("corrupt", f"{where} does not verify: {error}", fault=error.reason)
+
+
+def _standing(record: CheckpointCreated, document: dict[str, Any], where: str, kind: WorkflowType) -> Standing:
     values, completed, metadata = (document.get(k) for k in ("data", "completed_steps", "metadata"))
     if not (isinstance(values, dict) and isinstance(completed, list) and isinstance(metadata, dict)):
-        raise RestoreError(f"{where} holds no state of a workflow", corrupt=True)
+        raise RestoreError("corrupt", f"{where} holds no state of a workflow", fault="structure")
+    try:
+        migrated = kind.migrations.run(values, record.state_version, kind.version)
+    except StateError as error:
+        raise RestoreError(error.reason, f"{where}: {error}", hint=error.hint) from error
     return Standing(
-        values,
+        migrated.data,
         completed=[str(step) for step in completed],
         metadata=metadata,
         chain=Chain(record.sequence, record.digest, record.chain_digest),
+        epoch=record.epoch,
         checkpoint_id=record.checkpoint_id,
         step_id=record.step_id,
+        links=migrated.links,
     )

@@ -6,10 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .checkpoints import Chain
-
-#: Says how a command ended: status and detail.
-Answer = Callable[[str, str | None], None]
+#: Says how a command ended: status, detail, and the short reason of a failed restore.
+Answer = Callable[[str, str | None, str | None], None]
 
 
 class Run:
@@ -26,6 +24,8 @@ class Run:
         "command_id",
         "completed",
         "data",
+        "epoch",
+        "last_sequence",
         "metadata",
         "open_steps",
         "phase",
@@ -37,9 +37,21 @@ class Run:
         "trace",
     )
 
-    def __init__(self, command_id: str | None = None, trace: str | None = None, answer: Answer | None = None) -> None:
+    def __init__(
+        self,
+        command_id: str | None = None,
+        trace: str | None = None,
+        answer: Answer | None = None,
+        *,
+        epoch: int = 0,
+        last_sequence: int = 0,
+    ) -> None:
         self.command_id = command_id
         self.trace = trace
+        #: Which run of the workflow this is, as the engine counts them: it tells what a replaced run still writes.
+        self.epoch = epoch
+        #: The highest number of a checkpoint that the engine knew when it began this run.
+        self.last_sequence = last_sequence
         self.data: dict[str, Any] = {}
         self.completed: list[str] = []
         self.metadata: dict[str, Any] = {}
@@ -60,12 +72,12 @@ class Run:
         self._answer = answer
         self._lock = threading.Lock()
 
-    def settle(self, status: str, detail: str | None = None) -> None:
+    def settle(self, status: str, detail: str | None = None, reason: str | None = None) -> None:
         """Answer the command of this run. The first answer counts; a run without a command has none."""
         with self._lock:
             answer, self._answer = self._answer, None
         if answer is not None:
-            answer(status, detail)
+            answer(status, detail, reason)
 
     def step_done(self, step_id: str) -> None:
         """A step has completed: the command has done what it was sent for, if this is the step."""
@@ -83,26 +95,3 @@ class Pause:
         self.reason = reason
         self.actor = actor
         self.done = False
-
-
-class Standing:
-    """Where a run begins: a verified checkpoint, or the workflow's input."""
-
-    __slots__ = ("chain", "checkpoint_id", "completed", "data", "metadata", "step_id")
-
-    def __init__(
-        self,
-        data: dict[str, Any],
-        *,
-        completed: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        chain: Chain | None = None,
-        checkpoint_id: str | None = None,
-        step_id: str = "",
-    ) -> None:
-        self.data = data
-        self.completed = completed or []
-        self.metadata = metadata or {}
-        self.chain = chain
-        self.checkpoint_id = checkpoint_id
-        self.step_id = step_id

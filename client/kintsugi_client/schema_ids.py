@@ -33,6 +33,8 @@ WRITTEN = (
     "WorkflowPaused",
     "WorkflowResumed",
     "WorkflowCancelled",
+    "StateMigrated",
+    "CheckpointRejected",
 )
 
 log = logging.getLogger("kintsugi_client")

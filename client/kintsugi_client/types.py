@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._schemas.admission import STEPS_MAX
 from ._schemas.canonical import CODECS
 from ._schemas.errors import ConfigError
+from ._schemas.migrations import Migration, Migrations
 from ._schemas.records import COMMAND_TYPES, Command
 from ._schemas.records.events import StepSpec
 from .checkpoints import CRITICAL_STEPS_DEFAULT
@@ -46,6 +47,7 @@ class WorkflowType:
         checkpoint_types: Sequence[str] = CHECKPOINT_TYPES,
         critical_steps: Collection[str] = CRITICAL_STEPS_DEFAULT,
         codec: str = "gzip",
+        migrations: Migrations | None = None,
     ) -> None:
         _check_text("workflow type", name, _NAME_MAX)
         _check_text(f"workflow type {name!r}: version", version, _VERSION_MAX)
@@ -61,6 +63,7 @@ class WorkflowType:
         self.timeout_ms = timeout_ms
         self.checkpoint_types = frozenset(checkpoint_types)
         self.codec = codec
+        self.migrations = Migrations() if migrations is None else migrations
         self.functions: dict[str, StepFunction] = {}
         self.handlers: dict[str, CommandHandler] = {}
         self._client = client
@@ -150,6 +153,11 @@ class WorkflowType:
             return handler
 
         return register
+
+    def migration(self, from_version: str, to_version: str) -> Callable[[Migration], Migration]:
+        """Register a function that makes the data of one version to those of the next; it may change what it is given,
+        which is a copy. ConfigError when it leads back, or opens a second way between two versions."""
+        return self.migrations.add(from_version, to_version)
 
     def begin(self, data: dict[str, Any] | None = None, *, workflow_id: str | None = None) -> Workflow:
         """Start a workflow whose steps the service runs itself, with `workflow.step(...)`.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ._schemas.errors import ConfigError, KintsugiError, RetriableError
 from ._schemas.ids import uuid_bytes
 from .checkpoints import new_id
-from .errors import ClosedError, PausedError, SupersededError
+from .errors import ClosedError, PausedError, SupersededError, reason_of
 from .run import Run
 from .runner import Job, Runner
 from .texts import describe
@@ -150,7 +150,7 @@ class Work:
         except ClosedError:
             run.settle("unknown", "the service stopped")
         except BaseException as error:
-            run.settle("failed", f"{type(error).__name__}: {describe(error)}")
+            run.settle("failed", f"{type(error).__name__}: {describe(error)}", reason_of(error))
             self._failed(workflow, run, error)
         finally:
             self._rest(workflow, run)

@@ -13,7 +13,6 @@ from ._schemas.records import Record
 from ._schemas.records.events import (
     CheckpointCreated,
     StatePersisted,
-    StateRestored,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowErrorOccurred,
@@ -24,8 +23,9 @@ from ._schemas.records.events import (
 from .checkpoints import Chain, new_id, next_link, now_us, store, store_evidence, type_of
 from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, SupersededError
 from .outbox import Delivery
-from .run import Pause, Run, Standing
+from .run import Pause, Run
 from .settings import Seldom
+from .standing import Standing, stand, take_over
 from .step import StepContext
 from .texts import CODE_MAX, CONTEXT_MAX, MESSAGE_MAX, RESULT_MAX, STACK_MAX, STEP_ID_MAX, clean, describe, json_text
 
@@ -144,6 +144,7 @@ class Workflow:
                 step_id=step_id,
                 checkpoint_type=type_of(moment, critical=self.kind.is_critical(step_id)),
                 sequence=link.sequence,
+                epoch=run.epoch,
                 state_version=self.kind.version,
                 parent_digest=self.chain.digest,
                 chain_digest=link.chain_digest,
@@ -186,7 +187,7 @@ class Workflow:
                 raise KintsugiError(f"the workflow is {self.status}")
             self.let_go()
             before, self.run = self.run, run
-            run.data, run.completed, run.metadata = before.data, list(before.completed), dict(before.metadata)
+            take_over(run, before)
             self.status = "running"
 
     def hand_over(self, workflow: Workflow) -> None:
@@ -196,9 +197,7 @@ class Workflow:
                 raise KintsugiError(f"the workflow is {self.status}")
             if self.run is not workflow.run:
                 self.let_go()
-                run = workflow.run
-                before = self.run
-                run.data, run.completed, run.metadata = before.data, list(before.completed), dict(before.metadata)
+                take_over(workflow.run, self.run)
             else:  # restored twice for one command
                 self.run = Run()
             workflow.chain, workflow.stands, workflow._started = self.chain, self.stands, self._started
@@ -210,30 +209,11 @@ class Workflow:
             if self.run.stop is not None:
                 self.run.stop.order.settle("failed", "another command took over before the workflow was paused")
 
-    def stand(self, run: Run, standing: Standing) -> None:
-        """Let the run begin where it should; a restored checkpoint is told to the log."""
+    def stand(self, run: Run, standing: Standing, reason: str | None = None) -> None:
+        """Let the run begin where it should; what was migrated and restored is told to the log."""
         with self._lock:
             self.stands = True
-            restores = max(_restores(run.metadata), _restores(standing.metadata))
-            run.data, run.completed, run.metadata = standing.data, standing.completed, dict(standing.metadata)
-            chain = standing.chain
-            if chain is not None and chain.sequence >= self.chain.sequence:
-                self.chain = chain
-            if standing.checkpoint_id is None:
-                return
-            restored: dict[str, Any] = {"restored_at": now_us(), "restore_count": restores + 1}
-            run.metadata.update(restored, restored_from=standing.checkpoint_id)
-            self.tell(
-                StateRestored,
-                run,
-                checkpoint_id=standing.checkpoint_id,
-                step_id=standing.step_id,
-                command_id=run.command_id,
-                state_version=self.kind.version,
-                status=self.status,
-                **restored,
-                **store(self.document(standing.step_id, run), codec=self.kind.codec).fields(),
-            )
+            stand(self, run, standing, reason)
 
     def enter(self, run: Run) -> None:
         """A step begins; raises as `boundary` does."""
@@ -331,6 +311,7 @@ class Workflow:
         error: BaseException | None = None,
         *,
         code: str | None = None,
+        reason: str | None = None,
         message: str | None = None,
         context: Mapping[str, Any] | None = None,
         run: Run | None = None,
@@ -357,6 +338,7 @@ class Workflow:
             context=json_text(context, CONTEXT_MAX) if context else None,
             checkpoint_id=evidence_id,
             detected_by="service",
+            reason=reason,
         )
         run.reported = True
         return error_id
@@ -369,11 +351,6 @@ class Workflow:
         except Exception as failure:
             log.warning("no evidence for an error of %s: %s", self.workflow_id, failure)
             return None
-
-
-def _restores(metadata: Mapping[str, Any]) -> int:
-    count = metadata.get("restore_count", 0)
-    return count if isinstance(count, int) else 0
 
 
 def _code_of(error: BaseException | None, code: str | None) -> str:

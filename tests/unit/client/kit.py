@@ -117,6 +117,14 @@ class Service:
         (one,) = found
         return one
 
+    def reason(self, received: Received) -> str | None:
+        """The short reason in the answer to a command."""
+        from kintsugi_client._schemas.records.events import CommandAcknowledged
+
+        wanted = received.command.command_id
+        (one,) = [a.reason for a in self.of(CommandAcknowledged) if a.command_id == wanted]
+        return one
+
 
 def wait_for(what: str, check: Callable[[], Any]) -> Any:
     """The first true answer of `check`."""

@@ -18,6 +18,7 @@ from kintsugi_client import (
     SupersededError,
     Workflow,
     WorkflowType,
+    restore,
 )
 from kintsugi_client._schemas.errors import RetriableError
 from kintsugi_client._schemas.records import Command, Record
@@ -33,6 +34,7 @@ from kintsugi_client._schemas.records.commands import (
 )
 from kintsugi_client._schemas.records.events import (
     CheckpointCreated,
+    CheckpointRejected,
     CommandAcknowledged,
     StateRestored,
     StepCompleted,
@@ -298,17 +300,20 @@ def _flip(record: CheckpointCreated) -> bytes:
 
 @pytest.mark.parametrize("kind", [RetryStep, ResumeFromCheckpoint])
 @pytest.mark.parametrize(
-    ("damage", "what"),
+    ("damage", "what", "fault"),
     [
-        ({"state": _flip}, "does not verify"),
-        ({"state": b""}, "does not verify"),
-        ({"digest": "0" * 64}, "its digest is not the one"),
-        ({"codec": "lz4"}, "does not verify"),
-        ({"size_bytes": 2**40}, "does not verify"),
+        ({"state": _flip}, "does not verify", "digest"),
+        ({"state": b""}, "does not verify", "size"),
+        ({"digest": "0" * 64}, "its digest is not the one", "digest"),
+        ({"codec": "lz4"}, "does not verify", "codec"),
+        ({"size_bytes": 2**40}, "does not verify", "limit"),
+        ({"state": None}, "neither a state nor a claim", "structure"),
+        ({"claim_uri": "claim:sha256:" + "0" * 64}, "both a state and a claim", "structure"),
+        ({"protection": "hmac-sha256"}, "does not verify", "decryption"),
     ],
 )
 def test_a_damaged_checkpoint_is_reported_and_not_restored(
-    service: Service, flow: Flow, kind: type[Command], damage: dict[str, Any], what: str
+    service: Service, flow: Flow, kind: type[Command], damage: dict[str, Any], what: str, fault: str
 ) -> None:
     workflow = flow.failed_workflow()
     place = spoil(flow, workflow, **damage)
@@ -316,23 +321,28 @@ def test_a_damaged_checkpoint_is_reported_and_not_restored(
     status, detail = service.answer(received)
     assert status == "failed" and what in (detail or "")
     (error,) = [e for e in flow.errors(workflow) if e.command_id == received.command.command_id]
-    assert error.error_code == "STATE_CORRUPTION"
+    assert (error.error_code, error.reason) == ("STATE_CORRUPTION", fault)
     assert error.step_id == ("two" if kind is RetryStep else "")
+    (rejected,) = service.of(CheckpointRejected)
+    assert (rejected.checkpoint_id, rejected.reason, rejected.detected_by) == (place["checkpoint_id"], fault, "restore")
+    assert what in rejected.detail
+    assert service.reason(received) == "corrupt"
     assert service.of(StateRestored) == [] and flow.ran == ["one", "two"]
 
 
 @pytest.mark.parametrize(
-    ("damage", "what"),
+    ("damage", "what", "reason"),
     [
-        ({"evidence": True}, "evidence of an error"),
-        ({"state": None}, "object storage"),
-        ({"state_version": "2"}, "is of version '2', this service runs version '1'"),
-        ({"checkpoint_id": "6b696e74-0000-5000-8000-64656d6f0000"}, "is another one"),
-        ({"workflow_id": "6b696e74-0000-5000-8000-64656d6f0000"}, "is another one"),
+        ({"evidence": True}, "evidence of an error", "checkpoint_missing"),
+        ({"state": None, "claim_uri": "claim:sha256:" + "0" * 64}, "object storage", "object_missing"),
+        ({"state_version": "2"}, "the state has version '2', the service runs '1'", "downgrade"),
+        ({"state_version": "0"}, "no migration '0' -> '1' is registered", "migration_missing"),
+        ({"checkpoint_id": "6b696e74-0000-5000-8000-64656d6f0000"}, "is another one", "checkpoint_missing"),
+        ({"workflow_id": "6b696e74-0000-5000-8000-64656d6f0000"}, "is another one", "checkpoint_missing"),
     ],
 )
 def test_what_must_not_be_restored_fails_without_talk_of_corruption(
-    service: Service, flow: Flow, damage: dict[str, Any], what: str
+    service: Service, flow: Flow, damage: dict[str, Any], what: str, reason: str
 ) -> None:
     workflow = flow.failed_workflow()
     place = spoil(flow, workflow, **damage)
@@ -340,7 +350,8 @@ def test_what_must_not_be_restored_fails_without_talk_of_corruption(
     received = flow.send(ResumeFromCheckpoint, workflow, **place)
     status, detail = service.answer(received)
     assert status == "failed" and what in (detail or "")
-    assert len(flow.errors(workflow)) == 1 and service.of(StateRestored) == []
+    assert service.reason(received) == reason
+    assert len(flow.errors(workflow)) == 1 and service.of(StateRestored) == service.of(CheckpointRejected) == []
     wait_for("nothing held", lambda: flow.present(workflow) is None)
 
 
@@ -363,18 +374,57 @@ def test_what_was_not_restored_is_no_state_for_the_next_command(service: Service
     assert flow.ran == ["one", "two", "one", "two", "three"]
 
 
-def test_a_log_that_cannot_be_read_now_fails_the_command(
+def away(partition: int, offset: int) -> Record:
+    raise RetriableError("Kafka is away")
+
+
+def test_a_log_that_cannot_be_read_fails_the_command_in_the_end(
     service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workflow = flow.failed_workflow()
-
-    def away(partition: int, offset: int) -> Record:
-        raise RetriableError("Kafka is away")
-
     monkeypatch.setattr(service.client.reader, "fetch", away)
+    monkeypatch.setattr(restore, "PATIENCE_S", 0.5)
     received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
-    assert service.answer(received) == ("failed", "RetriableError: Kafka is away")
-    assert [e.error_code for e in flow.errors(workflow)] == ["ValueError"]
+    assert service.answer(received) == ("failed", "RestoreError: Kafka is away")
+    assert service.reason(received) == "unavailable"
+    assert [e.error_code for e in flow.errors(workflow)] == ["ValueError"] and not service.of(CheckpointRejected)
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_waited_for(
+    service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = flow.failed_workflow()
+    tries: list[int] = []
+
+    def away_twice(partition: int, offset: int) -> Record:
+        tries.append(offset)
+        return away(partition, offset) if len(tries) <= 2 else flow.fetch(partition, offset)
+
+    monkeypatch.setattr(service.client.reader, "fetch", away_twice)
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(received) == ("succeeded", None)
+    assert len(tries) == 3
+
+
+def test_another_command_ends_the_wait_for_a_log_that_is_away(
+    service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = flow.failed_workflow()
+    first_try = threading.Event()
+
+    def away_at_first(partition: int, offset: int) -> Record:
+        if first_try.is_set():
+            return flow.fetch(partition, offset)
+        first_try.set()
+        return away(partition, offset)
+
+    monkeypatch.setattr(restore, "_PAUSE_S", restore.PATIENCE_S / 2)
+    monkeypatch.setattr(service.client.reader, "fetch", away_at_first)
+    first = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert first_try.wait(20)
+    second = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(second) == ("succeeded", None)
+    assert service.answer(first) == ("unknown", "another command took over")
 
 
 # -- replacing what is at work ----------------------------------------------------------------------------------------
