@@ -3,7 +3,6 @@ tests."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ from kintsugi_client import (
     KintsugiError,
     PausedError,
     RestoreError,
-    StepContext,
     SupersededError,
     Workflow,
     WorkflowType,
@@ -45,99 +43,10 @@ from kintsugi_client._schemas.records.events import (
     WorkflowPaused,
     WorkflowResumed,
 )
-from kintsugi_client.client import WORKERS
 from kintsugi_client.inbox import ForeignCommand, Received
 
+from .flow import STEPS, Flow, flip, spoil
 from .kit import Service, wait_for
-
-STEPS = ("one", "two", "three")
-
-
-class Flow:
-    """A workflow type whose steps note that they ran, and fail or wait when told to."""
-
-    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-        self.service = service
-        self.ran: list[str] = []
-        self.fails: dict[str, list[BaseException]] = {}
-        self.gates: dict[str, threading.Event] = {}
-        self.entered = {step_id: threading.Event() for step_id in STEPS}
-        self.kind: WorkflowType = service.client.workflow_type("development", **options)
-        for step_id in STEPS:
-            self.kind.step(step_id)(self.step)
-        monkeypatch.setattr(service.client.reader, "fetch", self.fetch)
-
-    def step(self, ctx: StepContext) -> None:
-        self.ran.append(ctx.step_id)
-        self.entered[ctx.step_id].set()
-        gate = self.gates.get(ctx.step_id)
-        if gate is not None:
-            assert gate.wait(20)
-        if self.fails.get(ctx.step_id):
-            raise self.fails[ctx.step_id].pop()
-        ctx.state.setdefault("done", []).append(ctx.step_id)
-
-    def fetch(self, partition: int, offset: int) -> Record:
-        """The log: offsets count from 1, as `KeptOutbox` confirms them."""
-        assert partition == 3
-        return self.service.outbox.records[offset - 1]
-
-    def place(self, record: Record) -> int:
-        return self.service.outbox.records.index(record) + 1
-
-    def failed_workflow(self, step_id: str = "two", error: BaseException | None = None) -> Workflow:
-        """A workflow that has failed once in a step, and rests."""
-        self.fails[step_id] = [error or ValueError("broken")]
-        workflow = self.kind.start({"in": 1})
-        wait_for("the error", lambda: self.errors(workflow))
-        wait_for("rest", lambda: workflow.run.phase == "ended")
-        return workflow
-
-    def occupy_all_threads(self) -> threading.Event:
-        """Let workflows wait in their first step on every thread; they go on when the event is set."""
-        gate = self.gates["one"] = threading.Event()
-        before = len(self.ran)
-        for _ in range(WORKERS):
-            self.kind.start()
-        wait_for("the threads", lambda: len(self.ran) == before + WORKERS)
-        return gate
-
-    def errors(self, workflow: Workflow) -> list[WorkflowErrorOccurred]:
-        return [e for e in self.service.of(WorkflowErrorOccurred) if e.workflow_id == workflow.workflow_id]
-
-    def where(self, workflow: Workflow, nth: int = -1) -> dict[str, Any]:
-        """How a command names a checkpoint of a workflow."""
-        wanted = [
-            c for c in self.service.of(CheckpointCreated) if c.workflow_id == workflow.workflow_id and not c.evidence
-        ]
-        found = wanted[nth]
-        return {
-            "checkpoint_id": found.checkpoint_id,
-            "checkpoint_partition": 3,
-            "checkpoint_offset": self.place(found),
-            "checkpoint_digest": found.digest,
-            **self.start_of(workflow),
-        }
-
-    def start_of(self, workflow: Workflow) -> dict[str, Any]:
-        started = next(r for r in self.service.outbox.records if r.workflow_id == workflow.workflow_id)
-        return {"started_partition": 3, "started_offset": self.place(started)}
-
-    def forget(self, workflow: Workflow) -> None:
-        """As in a process that never had it."""
-        self.service.client.work.forget(workflow)
-
-    def send(self, kind: type[Command], workflow: Workflow, **fields: Any) -> Received:
-        return self.service.carry_out(kind, workflow.workflow_id, **fields)
-
-    def present(self, workflow: Workflow) -> Workflow | None:
-        return self.service.client.workflow(workflow.workflow_id)
-
-    def completed(self, workflow: Workflow) -> None:
-        wait_for(
-            "the end",
-            lambda: workflow.workflow_id in {c.workflow_id for c in self.service.of(WorkflowCompleted)},
-        )
 
 
 @pytest.fixture
@@ -283,26 +192,11 @@ def test_a_command_for_a_workflow_that_has_ended_runs_nothing(service: Service, 
 # -- what cannot be restored ------------------------------------------------------------------------------------------
 
 
-def spoil(flow: Flow, workflow: Workflow, **fields: Any) -> dict[str, Any]:
-    """Damage the newest checkpoint in the log."""
-    place = flow.where(workflow)
-    record = flow.service.outbox.records[place["checkpoint_offset"] - 1]
-    assert isinstance(record, CheckpointCreated)
-    changed = {k: v(record) if callable(v) else v for k, v in fields.items()}
-    flow.service.outbox.records[place["checkpoint_offset"] - 1] = dataclasses.replace(record, **changed)
-    return place
-
-
-def _flip(record: CheckpointCreated) -> bytes:
-    assert record.state is not None
-    return record.state[:5] + bytes([record.state[5] ^ 1]) + record.state[6:]
-
-
 @pytest.mark.parametrize("kind", [RetryStep, ResumeFromCheckpoint])
 @pytest.mark.parametrize(
     ("damage", "what", "fault"),
     [
-        ({"state": _flip}, "does not verify", "digest"),
+        ({"state": flip}, "does not verify", "digest"),
         ({"state": b""}, "does not verify", "size"),
         ({"digest": "0" * 64}, "its digest is not the one", "digest"),
         ({"codec": "lz4"}, "does not verify", "codec"),
@@ -364,7 +258,7 @@ def test_a_place_that_holds_something_else_is_not_restored(service: Service, flo
 
 def test_what_was_not_restored_is_no_state_for_the_next_command(service: Service, flow: Flow) -> None:
     workflow = flow.failed_workflow()
-    place = spoil(flow, workflow, state=_flip)
+    place = spoil(flow, workflow, state=flip)
     flow.forget(workflow)
     service.answer(flow.send(ResumeFromCheckpoint, workflow, **place))
     wait_for("nothing held", lambda: flow.present(workflow) is None)
@@ -750,7 +644,7 @@ def test_a_service_with_its_own_control_flow_restores_in_a_handler(service: Serv
 
 def test_a_handler_learns_that_a_checkpoint_is_corrupt_and_so_does_the_log(service: Service, flow: Flow) -> None:
     workflow = flow.failed_workflow()
-    place = spoil(flow, workflow, state=_flip)
+    place = spoil(flow, workflow, state=flip)
 
     @flow.kind.on("ResumeFromCheckpoint")
     def resume(command: Command, given: Workflow | None) -> None:
