@@ -198,7 +198,8 @@ class _Verification:
         if logged is None:
             if archived.offset >= self._beside.low:  # it may have moved just now
                 self._note("invented", archived.offset, "in the archive and not in the log")
-        elif logged != archived:
+            return
+        if logged != archived:
             names = [name for name in LogRecord.__slots__ if getattr(logged, name) != getattr(archived, name)]
             self._note("differs", archived.offset, f"{', '.join(names)}: not as in the log")
         self._report.compared += 1

@@ -30,7 +30,7 @@ from .archive_format import (
 )
 from .errors import KintsugiError
 from .log_record import LogRecord
-from .objects import Objects
+from .objects import Objects, ObjectStoreError
 
 #: Names of one partition listed at once, about 150 bytes each. At one file a minute, two years.
 FILES_MAX = 1_000_000
@@ -119,15 +119,17 @@ class Archive:
     def info(self, partition: int, first: int) -> FileInfo | None:
         """What the file that begins at an offset says of itself; None when there is none. Reads its header alone."""
         path = self.path(partition, first)
-        data = self._objects.get_range(path, 0, HEADER_SIZE_BYTES_MAX)
+        data = self._read(path, HEADER_SIZE_BYTES_MAX)
         return None if data is None else self._mine(path, partition, first, read_header(path, data)[0])
 
     def file(self, partition: int, first: int) -> ArchiveFile | None:
         """The file that begins at an offset, checked; None when there is none."""
         path = self.path(partition, first)
-        data = self._objects.get(path, size_bytes_max=OBJECT_SIZE_BYTES_MAX)
+        data = self._read(path, OBJECT_SIZE_BYTES_MAX + 1)
         if data is None:
             return None
+        if len(data) > OBJECT_SIZE_BYTES_MAX:
+            raise ArchiveDamagedError(f"{path}: larger than a file of the archive may be")
         file = ArchiveFile(path, data)
         self._mine(path, partition, first, file.info)
         return file
@@ -234,6 +236,16 @@ class Archive:
             digits, suffix = name[:_DIGITS], name[_DIGITS:]
             if len(digits) == _DIGITS and digits.isdecimal() and suffix in (_SUFFIX, _GAP_SUFFIX):
                 yield int(digits), found.size_bytes, suffix == _GAP_SUFFIX
+
+    def _read(self, path: str, size_bytes_max: int) -> bytes | None:
+        """The beginning of an object, or all of it. A store that refuses to read from an empty one is not away."""
+        try:
+            return self._objects.get_range(path, 0, size_bytes_max)
+        except ObjectStoreError:
+            found = self._objects.info(path)
+            if found is None or found.size_bytes > 0:
+                raise
+            return b""
 
     def _mine(self, path: str, partition: int, first: int, info: FileInfo) -> FileInfo:
         if (info.cluster, info.topic, info.partition, info.first) != (self.cluster, self.topic, partition, first):

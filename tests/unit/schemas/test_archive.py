@@ -12,7 +12,7 @@ from schemas import archive as archives
 from schemas.archive import Archive, ArchiveGapError
 from schemas.archive_format import FILE_OFFSETS_MAX, ArchiveDamagedError, ArchiveFile, FileBuilder, Gap
 from schemas.log_record import LogRecord, encode
-from schemas.objects import Objects, ObjectStoreError
+from schemas.objects import Objects
 
 P = 2
 
@@ -186,5 +186,15 @@ def test_an_object_larger_than_a_file_is_not_read(archive: Archive, folder: Path
     place.parent.mkdir(parents=True)
     with place.open("wb") as out:
         out.truncate(2**34)
-    with pytest.raises(ObjectStoreError, match="allowed"):
+    with pytest.raises(ArchiveDamagedError, match="larger"):
         archive.file(P, 0)
+
+
+def test_an_empty_object_is_damaged_and_no_store_that_is_away(archive: Archive, folder: Path) -> None:
+    """What a power cut may leave of a file in a local folder."""
+    place = folder / "archive/cluster/topic/2/00000000000000000000.avro"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    for read in (archive.file, archive.info):
+        with pytest.raises(ArchiveDamagedError):
+            read(P, 0)
