@@ -93,7 +93,7 @@ class Service:
             command_id=str(uuid.uuid4()),
             expires_at=2**50,
             reason="because",
-            actor="engine",
+            actor=fields.pop("actor", "engine"),
             **{k: v for k, v in fields.items() if k in known},
         )
         return Received(command=command, trace=None, place=(0, 0), timestamp_ms=1)
