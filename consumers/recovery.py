@@ -18,7 +18,6 @@ from engine.decide import decide
 from engine.effects import Append, Effect
 from engine.events import Delivered
 from engine.fold import evolve
-from engine.inspection import deliver
 from engine.policy import Policy
 from engine.timers import due
 from schemas.admission import admit
@@ -27,7 +26,7 @@ from schemas.dead_letters import STAGE_APPLY, STAGE_DECODE
 from schemas.errors import AdmissionError, KintsugiError, PoisonError
 from schemas.headers import headers_for, trace_of
 from schemas.records import Command, Record
-from schemas.records.events import RecoveryAttemptFinished, TimerFired, WorkflowErrorOccurred
+from schemas.records.events import CheckpointRejected, RecoveryAttemptFinished, TimerFired, WorkflowErrorOccurred
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 
 from . import telemetry
@@ -35,6 +34,7 @@ from .crash import crash_point
 from .dead_letter import dead_letter_headers, headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
+from .inspecting import Inspection
 from .memory import Memory
 from .outbox import Outbox
 from .snapshots import Dumping, Snapshots
@@ -54,6 +54,11 @@ TIMERS_PER_TICK_MAX = 1_000
 CATCHING_UP_US = 10_000
 STRAYS_INTERVAL_S = 600.0
 GAUGES_INTERVAL_S = 0.25
+#: Why checkpoints are rejected; a service may give other words, which make no labels of their own.
+REASONS = frozenset(
+    {"digest", "codec", "size", "structure", "limit", "schema", "decryption", "unsealed", "claim", "claim_missing"}
+    | {"chain_gap", "chain_fork", "replayed"}
+)
 #: Counters by their labels; finding one anew costs more than a fold.
 _processed = cache(telemetry.EVENTS_PROCESSED.labels)
 _effects = cache(telemetry.EFFECTS.labels)
@@ -62,8 +67,16 @@ _effects = cache(telemetry.EFFECTS.labels)
 class Recovery:
     """Handler of the recovery role."""
 
-    def __init__(self, policy: Policy, codec: Codec, outbox: Outbox, snapshots: Snapshots) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        codec: Codec,
+        outbox: Outbox,
+        snapshots: Snapshots,
+        inspection: Inspection | None = None,
+    ) -> None:
         self._policy = policy
+        self._inspection = inspection or Inspection()
         self._codec = codec
         self._outbox = outbox
         self._snapshots = snapshots
@@ -101,8 +114,13 @@ class Recovery:
     def handle(self, partition: int, messages: Sequence[Message]) -> None:
         """Fold the records, and hand what follows from each to the producer before folding the next."""
         memory = self._memories[partition]
-        for message in messages:
-            self._fold(memory, message)
+        records = [self._read(memory, message) for message in messages] if self._inspection.has_keys else None
+        if records is not None:
+            self._inspection.prefetch(record for record in records if record is not None)
+        for number, message in enumerate(messages):
+            record = self._read(memory, message) if records is None else records[number]
+            if record is not None:
+                self._fold(memory, message, record)
         memory.next_offset = (messages[-1].offset() or 0) + 1
         memory.folded += len(messages)
         crash_point("after_fold")
@@ -177,24 +195,28 @@ class Recovery:
         self._outbox.close()
         self._snapshots.close()
 
-    def _fold(self, memory: Memory, message: Message) -> None:
-        offset = message.offset()
-        assert offset is not None
-        live = offset >= memory.effects_from
+    def _read(self, memory: Memory, message: Message) -> Record | None:
+        """The record, if the engine has a use for it; one that cannot be read is set aside."""
         try:
             record = admit(self._codec, raw(message.key()), raw(message.value()))
             if isinstance(record, Command):
                 raise AdmissionError("wrong_topic", f"{type(record).__name__} is a command, this is the event topic")
         except PoisonError as error:
-            if live:
+            if (message.offset() or 0) >= memory.effects_from:
                 self._set_aside(memory, message, error, STAGE_DECODE)
-            return
+            return None
         if isinstance(record, Unknown):
             _processed(ROLE, "unknown_type").inc()
-            return
+            return None
+        return record
+
+    def _fold(self, memory: Memory, message: Message, record: Record) -> None:
+        offset = message.offset()
+        assert offset is not None
+        live = offset >= memory.effects_from
         timestamp_us = message.timestamp()[1] * 1000
         memory.log_us = max(memory.log_us, timestamp_us)
-        event = deliver(record, memory.partition, offset, timestamp_us)
+        event = self._inspection.inspector.deliver(record, memory.partition, offset, timestamp_us)
         if self._dumping is not None and self._dumping[0] is memory:
             self._dumping[1].spare(record.workflow_id)
         try:
@@ -281,8 +303,8 @@ class Recovery:
         elif type(record) is RecoveryAttemptFinished:
             telemetry.RECOVERY_ATTEMPTS.labels(record.strategy, record.outcome).inc()
             telemetry.RECOVERY_SECONDS.labels(record.strategy).observe(record.duration_ms / 1000)
-        elif event.rejection is not None:
-            telemetry.STATE_FAILURES.labels(event.rejection[0]).inc()
+        elif type(record) is CheckpointRejected:
+            telemetry.STATE_FAILURES.labels(record.reason if record.reason in REASONS else "other").inc()
 
     def _go_on_dumping(self, memory: Memory, dumping: Dumping) -> None:
         """Take some more states into the snapshot under way; write it when all are taken."""

@@ -26,6 +26,7 @@ from . import telemetry
 from .archiver import Archiver
 from .clock import BrokerClock
 from .handler import Handler
+from .inspecting import inspection_of
 from .kafka import SESSION_TIMEOUT_MS, SESSION_TIMEOUT_MS_WANTED, consumer_settings, describe, producer_settings
 from .loop import Loop
 from .outbox import Outbox
@@ -50,7 +51,7 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     with _named_settings():
         outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     snapshots = Snapshots(settings.objects, cluster=cluster, group=settings.group, topic=EVENTS)
-    handler = Recovery(policy, codec, outbox, snapshots)
+    handler = Recovery(policy, codec, outbox, snapshots, inspection_of(settings))
     stack.callback(handler.close)
     return _loop("recovery", settings, handler, clock)
 

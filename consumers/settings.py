@@ -18,6 +18,8 @@ class RoleSettings(BaseModel):
     registry: str = Field(min_length=1)
     postgres: str = ""
     objects: str = ""
+    keys: str = ""
+    keys_optional: bool = False
     group: str = Field(min_length=1, max_length=255)
     metrics_port: int = Field(0, ge=0, le=65535)
     metrics_host: str = Field("127.0.0.1", min_length=1)

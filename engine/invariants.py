@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from schemas.records import Command, Record
 from schemas.records.events import (
     CheckpointCreated,
+    CheckpointRejected,
     CommandAcknowledged,
     RecoveryDecided,
     StateRestored,
@@ -162,6 +163,8 @@ class LogCheck:
         elif type(record) is CheckpointCreated:
             if event.rejection is None and not record.evidence:
                 self._checkpoints.setdefault(record.checkpoint_id, record.workflow_id)
+        elif type(record) is CheckpointRejected:
+            self._checkpoints.pop(record.checkpoint_id, None)
         elif type(record) is StateRestored and record.checkpoint_id is not None:
             if self._checkpoints.get(record.checkpoint_id) != record.workflow_id:
                 detail = "the restored checkpoint is not a verified one of this workflow, earlier in the log"

@@ -27,6 +27,7 @@ from .keys import VARIABLE, KeyProvider, open_provider
 from .objects import Objects, ObjectTooLargeError
 from .sealing import SECRET_BYTES, DataKey
 
+_OPTIONAL_VARIABLE = "KINTSUGI_KEYS_OPTIONAL"
 FOLDER = "keys"
 ERASED = "erased"
 #: How long a writer may go on with a key after `keys rotate --workflow`.
@@ -100,6 +101,14 @@ class Keystore:
         if isinstance(number, StateError):
             raise _again(number)
         return self.get(workflow_id, number)
+
+    def at_hand(self, workflow_id: str) -> DataKey | None:
+        """As `current`, but None when the store or the provider would have to be asked."""
+        number = self._current.get(workflow_id)
+        if isinstance(number, StateError):
+            raise _again(number)
+        found = None if number is None else self._keys.get((workflow_id, number))
+        return found if isinstance(found, DataKey) else None
 
     def get(self, workflow_id: str, number: int) -> DataKey:
         """The key with this number."""
@@ -305,6 +314,14 @@ def open_keystore(keys_url: str | None = None, objects_url: str | None = None) -
     if not objects_url:
         raise ConfigError(f"{VARIABLE} is set, KINTSUGI_OBJECTS is not: data keys lie in object storage")
     return Keystore(open_provider(keys_url), Objects(objects_url))
+
+
+def keys_optional() -> bool:
+    """Whether KINTSUGI_KEYS_OPTIONAL=1: while keys are being rolled out, states that nobody sealed are taken too."""
+    value = os.environ.get(_OPTIONAL_VARIABLE, "0")
+    if value not in ("0", "1", ""):
+        raise ConfigError(f"{_OPTIONAL_VARIABLE}: {value!r:.20} must be 0 or 1")
+    return value == "1"
 
 
 def _asked(call: Callable[[], T]) -> T:

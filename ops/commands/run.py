@@ -70,6 +70,7 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None:
+    import os
     from pathlib import Path
 
     from consumers.roles import archiver_loop, recovery_loop
@@ -77,9 +78,18 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
     from consumers.settings import role_settings
     from engine.policy import default_policy, load_policy
     from ops.stack import addresses
+    from schemas.keystore import keys_optional
 
     at = addresses()
-    settings = role_settings(kafka=at.kafka, registry=at.registry, postgres=at.postgres, objects=at.objects, **given)
+    settings = role_settings(
+        kafka=at.kafka,
+        registry=at.registry,
+        postgres=at.postgres,
+        objects=at.objects,
+        keys=os.environ.get("KINTSUGI_KEYS", ""),
+        keys_optional=keys_optional(),
+        **given,
+    )
     if role == "projector":
         run_role(role, settings, lambda stack: projector_loop(settings, at.postgres, stack))
         return
