@@ -10,7 +10,7 @@ from schemas.errors import FatalError, RetriableError
 from schemas.headers import Headers
 
 #: All tries together. A person waits.
-_TIMEOUT_S = 15.0
+_TIMEOUT_S = 10.0
 
 
 def publish(
