@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -105,6 +105,16 @@ class Migrations:
                 )
         self._next.setdefault(from_version, {})[to_version] = function
         self._before.setdefault(to_version, set()).add(from_version)
+
+    def items(self) -> Iterator[tuple[str, str, Migration]]:
+        """Every migration: its two versions, and its function."""
+        for older, following in self._next.items():
+            for newer, function in following.items():
+                yield older, newer, function
+
+    def newest(self) -> tuple[str, ...]:
+        """The versions from which no migration leads on."""
+        return tuple(sorted(version for version in self._before if version not in self._next))
 
     def chain(self, from_version: str, to_version: str) -> tuple[str, ...]:
         """The versions that a state goes through, both ends included. MigrationError says what is missing."""

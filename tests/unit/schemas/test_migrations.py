@@ -236,3 +236,10 @@ def test_what_a_migration_keeps_is_no_part_of_the_state() -> None:
 def test_a_registry_is_true_once_it_holds_something() -> None:
     assert not Migrations()
     assert of(("1", "2"))
+
+
+def test_what_was_registered_can_be_listed() -> None:
+    migrations = of(("1", "2"), ("2", "3"), ("1", "blue"))
+    assert [(older, newer) for older, newer, _ in migrations.items()] == [("1", "2"), ("1", "blue"), ("2", "3")]
+    assert migrations.newest() == ("3", "blue")
+    assert Migrations().newest() == ()
