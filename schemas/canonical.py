@@ -31,6 +31,12 @@ _ZSTD_WINDOW_BYTES_MAX = 2**24
 CODECS = ("identity", "gzip", "zstd")
 #: Half the time of zlib's own choice (level 6) for 7 % more bytes, at 2 KB as at 1 MB of JSON.
 _GZIP_LEVEL = 4
+_SIZE_HINT = "keep large results in object storage and only their names in the state"
+#: Data from here on is tried in parts before all of it is compressed.
+_SAMPLED_FROM_BYTES = 256 * 1024
+_SAMPLES, _SAMPLE_BYTES = 8, 4096
+#: Of a sample's size. What does not shrink by more is not worth a fifth of a second for 10 MiB.
+_SAMPLE_SHARE_MAX = 0.97
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -42,7 +48,7 @@ def canonical_bytes(value: Any) -> bytes:
         raise StateError(
             "limit",
             f"the state has {len(data)} bytes, {STATE_SIZE_BYTES_MAX} allowed",
-            hint="keep large results in object storage and only their names in the state",
+            hint=_SIZE_HINT,
         )
     return data
 
@@ -56,79 +62,113 @@ def _write(value: Any, plain: bool) -> bytes:
 class _RefusedError(Exception):
     """What a value breaks; the steps of its path are added on the way out, so that sound states pay nothing for it."""
 
-    def __init__(self, reason: str, what: str) -> None:
+    def __init__(self, reason: str, what: str, hint: str | None = None) -> None:
         super().__init__(what)
         self.reason = reason
+        self.hint = hint
         self.steps: list[str] = []
 
 
 def _check(value: Any) -> bool:
     """Check a state; returns whether the fast path is exact for it."""
     try:
-        return _check_value(value, 0)
+        return _weigh(value, 0) > 0
     except _RefusedError as refused:
-        path = "$" + "".join(reversed(refused.steps))
-        raise StateError(refused.reason, f"{path:.200}: {refused}", path=path) from None
+        path = _printable("$" + "".join(reversed(refused.steps)))
+        raise StateError(refused.reason, f"{path:.200}: {refused}", path=path, hint=refused.hint) from None
 
 
-def _check_value(value: Any, depth: int) -> bool:
+def _weigh(value: Any, depth: int) -> int:
+    """Check a value; returns characters that it has at least when written, negative when the fast path is not exact.
+
+    They are counted because parts may be shared: ten lists, each of ten times the next one, are ten billion values.
+    """
     kind = type(value)
     if kind is str:
-        return _check_text(value)
+        return _weigh_text(value)
     if kind is int:
         if not -_INTEGER_MAX <= value <= _INTEGER_MAX:
             raise _RefusedError("structure", "integer beyond 2^53")
-        return True
+        return 1
     if value is None or kind is bool:
-        return True
+        return 1
     if kind is float:
         if not math.isfinite(value):
             raise _RefusedError("structure", f"{value} is not a JSON number")
         # Both write the shortest digits. They differ in whole numbers (`5.0`) and in where exponents begin.
-        return not value.is_integer() and abs(value) >= _FRACTION_MIN
+        return 1 if not value.is_integer() and abs(value) >= _FRACTION_MIN else -1
     if depth >= DEPTH_MAX:
         raise _RefusedError("limit", f"nested deeper than {DEPTH_MAX}")
     if kind is dict:
-        return _check_object(value, depth)
+        return _weigh_object(value, depth)
     if kind is list or kind is tuple:
-        plain = True
+        plain, total = True, 1
         for index, item in enumerate(value):
             try:
-                plain &= _check_value(item, depth + 1)
+                weight = _weigh(item, depth + 1)
             except _RefusedError as refused:
                 refused.steps.append(f"[{index}]")
                 raise
-        return plain
+            if weight < 0:
+                plain, weight = False, -weight
+            total += weight + 1
+            if total > STATE_SIZE_BYTES_MAX:
+                raise _too_large()
+        return total if plain else -total
     raise _RefusedError("structure", f"{kind.__name__} is not JSON data")
 
 
-def _check_object(value: dict[Any, Any], depth: int) -> bool:
+def _weigh_object(value: dict[Any, Any], depth: int) -> int:
     if len(value) > KEYS_MAX:
         raise _RefusedError("limit", f"{len(value)} keys, {KEYS_MAX} allowed")
-    plain = True
-    for key in value:
-        if type(key) is not str:
-            raise _RefusedError("structure", f"key {key!r:.80} is not a string")
-        plain &= _check_text(key) & key.isascii()
+    plain, total = True, 1
     for key, item in value.items():
+        if type(key) is not str:
+            raise _RefusedError("structure", f"key {_shown(key)} is not a string")
+        if not key.isascii():
+            plain = False
+            _weigh_text(key)
+        elif "\x00" in key:
+            raise _RefusedError("structure", "U+0000 is not allowed")
         try:
-            plain &= _check_value(item, depth + 1)
+            weight = _weigh(item, depth + 1)
         except _RefusedError as refused:
             refused.steps.append(f".{key}")
             raise
-    return plain
+        if weight < 0:
+            plain, weight = False, -weight
+        total += weight + len(key) + 4
+        if total > STATE_SIZE_BYTES_MAX:
+            raise _too_large()
+    return total if plain else -total
 
 
-def _check_text(text: str) -> bool:
+def _too_large() -> _RefusedError:
+    return _RefusedError(
+        "limit", f"the state has more than {STATE_SIZE_BYTES_MAX} bytes, no more are allowed", _SIZE_HINT
+    )
+
+
+def _shown(key: object) -> str:
+    try:
+        return f"{key!r:.80}"
+    except Exception:  # its own method may do anything
+        return f"<{type(key).__name__}>"
+
+
+def _weigh_text(text: str) -> int:
     if "\x00" in text:
         raise _RefusedError("structure", "U+0000 is not allowed")
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _RefusedError("structure", "lone surrogate") from None
-    return True
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _RefusedError("structure", "lone surrogate") from None
+    return len(text) + 2
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def digest_of(data: bytes) -> str:
@@ -150,16 +190,25 @@ def _digest_bytes(digest: str) -> bytes:
 
 def compress(data: bytes, *, codec: str, min_size_bytes: int) -> tuple[str, bytes]:
     """(codec used, stored bytes). Small or incompressible data is stored as it is."""
-    if codec == "identity" or len(data) < min_size_bytes:
+    if codec not in CODECS:
+        raise StateError("codec", f"unknown codec {codec!r}; one of {', '.join(CODECS)}")
+    if codec == "identity" or len(data) < min_size_bytes or not _shrinks(data):
         return "identity", data
     if codec == "gzip":
         packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
         stored = packer.compress(data) + packer.flush()
-    elif codec == "zstd":
-        stored = zstandard.ZstdCompressor(level=3).compress(data)
     else:
-        raise StateError("codec", f"unknown codec {codec!r}; one of {', '.join(CODECS)}")
+        stored = zstandard.ZstdCompressor(level=3).compress(data)
     return (codec, stored) if len(stored) < len(data) else ("identity", data)
+
+
+def _shrinks(data: bytes) -> bool:
+    """Whether parts of the data, taken all over it, become smaller."""
+    if len(data) < _SAMPLED_FROM_BYTES:
+        return True
+    step = (len(data) - _SAMPLE_BYTES) // (_SAMPLES - 1)
+    sample = b"".join(data[at : at + _SAMPLE_BYTES] for at in range(0, step * _SAMPLES, step))
+    return len(zlib.compress(sample, 1)) <= _SAMPLE_SHARE_MAX * len(sample)
 
 
 def decompress(stored: bytes, *, codec: str, size_bytes: int) -> bytes:

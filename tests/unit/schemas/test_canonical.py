@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 import math
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,97 @@ def test_long_paths_do_not_make_long_messages() -> None:
     error = refused(canonical_bytes, {"k" * 100_000: math.nan})
     assert len(str(error)) < 300
     assert len(error.path) > 100_000
+
+
+class Grade(enum.IntEnum):
+    GOOD = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Own(dict[str, Any]):
+    pass
+
+
+class Scalar:
+    """As numpy's: it computes and compares like a number, and is none."""
+
+    def __float__(self) -> float:
+        return 1.0
+
+    __index__ = __int__ = lambda self: 1
+
+
+class Mute:
+    def __repr__(self) -> str:
+        raise OSError("no")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Grade.GOOD,
+        Text("a"),
+        Own(a=1),
+        Scalar(),
+        Mute(),
+        b"a",
+        bytearray(b"a"),
+        datetime.now(UTC),
+        Decimal("1.5"),
+        {1, 2},
+        frozenset(),
+        range(3),
+        1j,
+        int,
+        (n for n in ()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_almost_json_data_is_refused_with_its_place(value: object) -> None:
+    error = refused(canonical_bytes, {"rows": [{}, {"value": value}]})
+    assert (error.reason, error.path) == ("structure", "$.rows[1].value")
+    assert type(value).__name__ in str(error)
+
+
+@pytest.mark.parametrize(
+    "key", [Text("a"), Grade.GOOD, Mute(), b"a", 10**10_000, (1, 2)], ids=lambda k: type(k).__name__
+)
+def test_a_key_that_is_no_text_is_refused_whatever_it_is(key: object) -> None:
+    error = refused(canonical_bytes, {"rows": {key: 1}})
+    assert (error.reason, error.path) == ("structure", "$.rows")
+    assert len(str(error)) < 300
+
+
+def test_parts_that_are_shared_are_counted_each_time() -> None:
+    value: Any = {"a": 1}
+    for _ in range(60):  # 10^60 values, were they looked at
+        value = [value] * 10
+    assert refused(canonical_bytes, {"value": value}).reason == "limit"
+    tracemalloc.start()
+    try:
+        assert refused(canonical_bytes, {"value": ["x" * MIB] * 100_000}).reason == "limit"
+        assert tracemalloc.get_traced_memory()[1] < 5 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("item", [1, [], [1], {}, {"k": 1}, 2.0, "é", None, [[[]]]], ids=repr)
+def test_nothing_is_refused_that_would_fit(item: Any) -> None:
+    """What is weighed before it is written is never more than what is written."""
+    size = len(canonical_bytes([item])) - 1
+    eighth = [item] * ((STATE_SIZE_BYTES_MAX - 100) // 8 // size)
+    assert len(canonical_bytes({"a": [eighth] * 8})) > STATE_SIZE_BYTES_MAX - 8 * size - 200
+
+
+def test_only_data_that_shrinks_is_compressed() -> None:
+    noise = random.Random(1).randbytes(MIB)
+    for codec in ("gzip", "zstd"):
+        assert compress(noise, codec=codec, min_size_bytes=0) == ("identity", noise)
+        mixed = noise[: MIB // 2] + b"a" * (MIB // 2)
+        assert compress(mixed, codec=codec, min_size_bytes=0)[0] == codec
 
 
 def test_size_has_a_limit() -> None:
