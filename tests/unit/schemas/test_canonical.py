@@ -251,7 +251,7 @@ def test_parts_that_are_shared_are_counted_each_time() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("item", [1, [], [1], {}, {"k": 1}, 2.0, "é", None, [[[]]]], ids=repr)
+@pytest.mark.parametrize("item", [1, [], {"k": 1}, "é", [[None]]], ids=repr)
 def test_nothing_is_refused_that_would_fit(item: Any) -> None:
     """What is weighed before it is written is never more than what is written."""
     size = len(canonical_bytes([item])) - 1
