@@ -36,6 +36,8 @@ ROTATION_SEEN_WITHIN_S = 60.0
 ERASURE_SEEN_WITHIN_S = 300.0
 #: A key that is not there may be there soon: its writer's put was slow. Until then, asking again costs nothing.
 MISSING_ASKED_AGAIN_S = 5.0
+#: A store that is away makes each that asks it wait. Who has a key that may still be used goes on with it meanwhile.
+AWAY_ASKED_AGAIN_S = 5.0
 #: About 2 KB each, with the ciphers made of it.
 CACHED_KEYS_MAX = 10_000
 #: Requests under way at once in `prefetch`: most of their time is waiting for the store.
@@ -88,27 +90,35 @@ class Keystore:
     ) -> None:
         self.provider = provider
         self._objects = objects
+        self._clock = clock
         self._keys: Expiring[tuple[str, int], DataKey | StateError] = Expiring(cached_keys_max, clock)
-        self._current: Expiring[str, int | StateError] = Expiring(cached_keys_max, clock)
+        #: Number of the newest key, and when to ask for a newer one.
+        self._current: Expiring[str, tuple[int, float] | StateError] = Expiring(cached_keys_max, clock)
 
     def current(self, workflow_id: str) -> DataKey:
-        """The key to seal with: the newest, at most ROTATION_SEEN_WITHIN_S old news; the first is made here."""
-        number = self._current.get(workflow_id)
-        if number is None:
+        """The key to seal with: the newest, at most ROTATION_SEEN_WITHIN_S old news; the first is made here.
+
+        While the store is away a workflow goes on with the key it has, for ERASURE_SEEN_WITHIN_S after it was seen.
+        """
+        newest = self._current.get(workflow_id)
+        if isinstance(newest, StateError):
+            raise _again(newest)
+        if newest is not None and self._clock() < newest[1]:
+            return self.get(workflow_id, newest[0])
+        try:
             numbers = self._numbers(workflow_id)
             number = numbers[-1] if numbers else self._make(workflow_id, 1)
-            self._current.put(workflow_id, number, ROTATION_SEEN_WITHIN_S)
-        if isinstance(number, StateError):
-            raise _again(number)
+        except RetriableError:
+            held = None if newest is None else self._keys.get((workflow_id, newest[0]))
+            if newest is None or not isinstance(held, DataKey):
+                raise
+            self._remember(workflow_id, newest[0], AWAY_ASKED_AGAIN_S)
+            return held
+        self._remember(workflow_id, number, ROTATION_SEEN_WITHIN_S)
+        held = self._keys.get((workflow_id, number))
+        if isinstance(held, DataKey):  # just seen, and no erasure beside it: good for as long again
+            self._keys.put((workflow_id, number), held, ERASURE_SEEN_WITHIN_S)
         return self.get(workflow_id, number)
-
-    def at_hand(self, workflow_id: str) -> DataKey | None:
-        """As `current`, but None when the store or the provider would have to be asked."""
-        number = self._current.get(workflow_id)
-        if isinstance(number, StateError):
-            raise _again(number)
-        found = None if number is None else self._keys.get((workflow_id, number))
-        return found if isinstance(found, DataKey) else None
 
     def get(self, workflow_id: str, number: int) -> DataKey:
         """The key with this number."""
@@ -155,7 +165,7 @@ class Keystore:
         """A new key for what the workflow writes from now on; older ones stay readable."""
         numbers = self._numbers(workflow_id)
         number = self._make(workflow_id, numbers[-1] + 1 if numbers else 1)
-        self._current.put(workflow_id, number, ROTATION_SEEN_WITHIN_S)
+        self._remember(workflow_id, number, ROTATION_SEEN_WITHIN_S)
         return self.get(workflow_id, number)
 
     def rewrap(self, workflow_id: str, number: int, *, dry_run: bool = False) -> bool:
@@ -223,6 +233,10 @@ class Keystore:
         """Drop what is cached, of one workflow or of all."""
         self._current.drop_all(lambda key: workflow_id in (None, key))
         self._keys.drop_all(lambda key: workflow_id in (None, key[0]))
+
+    def _remember(self, workflow_id: str, number: int, seconds: float) -> None:
+        """This is the newest key, and for so long there is no need to ask."""
+        self._current.put(workflow_id, (number, self._clock() + seconds), ERASURE_SEEN_WITHIN_S)
 
     def _numbers(self, workflow_id: str) -> list[int]:
         """Numbers of a workflow's keys, ascending. StateError "key_erased"."""

@@ -17,6 +17,7 @@ from schemas.errors import ConfigError, KintsugiError, RetriableError, StateErro
 from schemas.ids import derive_id
 from schemas.keys import FileKeys
 from schemas.keystore import (
+    AWAY_ASKED_AGAIN_S,
     CACHED_KEYS_MAX,
     ERASURE_SEEN_WITHIN_S,
     MISSING_ASKED_AGAIN_S,
@@ -426,6 +427,46 @@ def test_a_store_that_is_away_is_retriable_and_not_remembered(tmp_path: Path) ->
             call()
     store.before.clear()
     assert keys.current(WORKFLOW).number == 1
+
+
+def test_a_running_workflow_goes_on_for_a_while_without_the_store(tmp_path: Path) -> None:
+    clock = Clock()
+    writer, store = watched(tmp_path, clock=clock)
+    key = writer.current(WORKFLOW)
+    folder = f"keys/{WORKFLOW[:2]}/{WORKFLOW}"
+    clock.now += ROTATION_SEEN_WITHIN_S
+    assert writer.current(WORKFLOW) == key
+    seen_at = clock.now
+    store.before["list", folder] = store.before["info", "*"] = away
+    clock.now += ROTATION_SEEN_WITHIN_S
+    store.calls.clear()
+    assert writer.current(WORKFLOW) == writer.current(WORKFLOW) == key
+    assert store.calls == [("list", folder)]  # not asked again for every checkpoint
+    clock.now += AWAY_ASKED_AGAIN_S
+    assert writer.current(WORKFLOW) == key
+    assert len(store.calls) == 2
+    clock.now = seen_at + ERASURE_SEEN_WITHIN_S - 1
+    assert writer.current(WORKFLOW) == key
+    clock.now += 1
+    with pytest.raises(RetriableError):
+        writer.current(WORKFLOW)
+    store.before.clear()
+    assert writer.current(WORKFLOW) == key
+
+
+def test_a_key_in_use_is_unwrapped_once(tmp_path: Path) -> None:
+    """Looking for a newer one shows that it was not erased; a KMS is not asked again."""
+    clock = Clock()
+    writer, store = watched(tmp_path, clock=clock)
+    writer.current(WORKFLOW)
+    store.calls.clear()
+    for _ in range(20):
+        clock.now += ROTATION_SEEN_WITHIN_S
+        writer.current(WORKFLOW)
+    assert {name for name, _ in store.calls} == {"list"}
+    keystore(tmp_path).erase(WORKFLOW, actor="ann", reason="asked to")
+    clock.now += ROTATION_SEEN_WITHIN_S
+    assert reason(lambda: writer.current(WORKFLOW)) == "key_erased"
 
 
 def test_prefetch_gives_each_key_or_its_error(tmp_path: Path) -> None:
