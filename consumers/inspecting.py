@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.inspection import Inspector
+from engine.policy import Policy
 from schemas.errors import StateError
 from schemas.keystore import Keystore, open_keystore
 from schemas.records import Record
@@ -18,11 +19,19 @@ class Inspection:
     """An inspector and the keystore behind it, if there is one."""
 
     def __init__(
-        self, keystore: Keystore | None = None, *, keys_optional: bool = False, keep_states: bool = True
+        self,
+        keystore: Keystore | None = None,
+        *,
+        keys_optional: bool = False,
+        keep_states: bool = True,
+        verify: bool = True,
     ) -> None:
-        self._keystore = keystore
+        self._keystore = keystore if verify else None
         self.inspector = Inspector(
-            None if keystore is None else keystore.get, keys_optional=keys_optional, keep_states=keep_states
+            None if keystore is None else keystore.get,
+            keys_optional=keys_optional,
+            keep_states=keep_states,
+            verify=verify,
         )
 
     @property
@@ -45,7 +54,11 @@ class Inspection:
             self._keystore.prefetch(wanted)
 
 
-def inspection_of(settings: RoleSettings, *, keep_states: bool = True) -> Inspection:
+def inspection_of(settings: RoleSettings, policy: Policy, *, keep_states: bool = True) -> Inspection:
     """The inspection of a role. ConfigError when its keys are configured wrongly."""
-    keystore = open_keystore(settings.keys, settings.objects)
-    return Inspection(keystore, keys_optional=settings.keys_optional, keep_states=keep_states)
+    return Inspection(
+        open_keystore(settings.keys, settings.objects),
+        keys_optional=settings.keys_optional,
+        keep_states=keep_states,
+        verify=policy.corruption.verify_on_arrival,
+    )

@@ -51,7 +51,7 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     with _named_settings():
         outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     snapshots = Snapshots(settings.objects, cluster=cluster, group=settings.group, topic=EVENTS)
-    handler = Recovery(policy, codec, outbox, snapshots, inspection_of(settings))
+    handler = Recovery(policy, codec, outbox, snapshots, inspection_of(settings, policy))
     stack.callback(handler.close)
     return _loop("recovery", settings, handler, clock)
 

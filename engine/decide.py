@@ -134,6 +134,8 @@ def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transit
             detail=detail,
         )
     )
+    if not policy.corruption.enabled:
+        return
     yield Append(
         fact(
             WorkflowErrorOccurred,

@@ -47,9 +47,18 @@ class Inspector:
     """Reads with these keys. With keys, a state that nobody sealed is refused, unless `keys_optional` (a roll-out).
 
     `keep_states`: whether what is delivered carries its parsed state; not for readers that gather many and fold none.
+    `verify`: whether bytes are proven on arrival at all; without, every checkpoint is `unreadable`.
     """
 
-    def __init__(self, keys: KeyLookup | None = None, *, keys_optional: bool = False, keep_states: bool = True) -> None:
+    def __init__(
+        self,
+        keys: KeyLookup | None = None,
+        *,
+        keys_optional: bool = False,
+        keep_states: bool = True,
+        verify: bool = True,
+    ) -> None:
+        self._verify = verify
         self._keys = keys
         self._keys_optional = keys_optional
         self._keep_states = keep_states
@@ -66,6 +75,8 @@ class Inspector:
         """What can be said of a checkpoint from its record alone. Evidence needs no validity: nothing is said of it."""
         if record.evidence:
             return Inspection()
+        if not self._verify:
+            return Inspection(unreadable="not_verified")
         try:
             if record.claim_uri is not None:
                 self._check_claim(record)

@@ -15,11 +15,22 @@ from schemas.errors import ConfigError
 from .. import classify
 from ..strategies import STRATEGIES
 from .file import PolicyFile, Recovery, WorkflowErrorHandling
-from .model import Backoff, Intervention, Ladder, Policy, Rung, StateInspection, Timeouts
+from .model import (
+    Backoff,
+    Corruption,
+    Intervention,
+    Ladder,
+    Policy,
+    Retention,
+    Rung,
+    StateInspection,
+    Timeouts,
+)
 
 #: A policy file is a page of YAML; anything larger is not one.
 TEXT_SIZE_BYTES_MAX = 1024 * 1024
 _ATTEMPTS_DEFAULT = 3
+_DAY_MS = 24 * 3600 * 1000
 _DEFAULT_UNKNOWN = Recovery(
     strategy="retry_step", max_retries=3, backoff_strategy="exponential", fallback_strategy="manual_intervention"
 )
@@ -87,6 +98,7 @@ def _build(parsed: WorkflowErrorHandling) -> Policy:
     fallback = _ladder(classify.UNKNOWN, unknown, parsed.budgets.workflow_max_time)
     timeouts, commands, people = parsed.error_detection.timeouts, parsed.commands, parsed.manual_intervention
     inspection = parsed.debugging.state_inspection
+    corruption, retention = parsed.error_detection.state_corruption, parsed.checkpoints.retention
     content = json.dumps(parsed.model_dump(mode="json"), sort_keys=True)
     return Policy(
         version=hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -115,6 +127,12 @@ def _build(parsed: WorkflowErrorHandling) -> Policy:
             state_size_bytes_max=inspection.max_state_size,
             export_formats=inspection.export_formats,
         ),
+        corruption=Corruption(
+            enabled=corruption.enabled,
+            verify_on_arrival=corruption.enabled and corruption.checksum_verification,
+            validation_interval_ms=corruption.validation_interval,
+        ),
+        retention=Retention(checkpoints_max=retention.max_checkpoints, age_ms_max=retention.max_age * _DAY_MS),
         warnings=tuple(_warnings(ladders)),
     )
 

@@ -64,6 +64,26 @@ class Intervention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Corruption:
+    """`error_detection.state_corruption`. Without `enabled` a bad checkpoint is never restored, but is no error either.
+
+    `verify_on_arrival`: whether the bytes are proven when they arrive; a restore proves them in any case.
+    """
+
+    enabled: bool = True
+    verify_on_arrival: bool = True
+    validation_interval_ms: int = 30_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """`checkpoints.retention`: how many checkpoints of a workflow stay, and for how long."""
+
+    checkpoints_max: int = 50
+    age_ms_max: int = 7 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateInspection:
     """What people may look into: `debugging.state_inspection`."""
 
@@ -85,6 +105,8 @@ class Policy:
     workflow_time_ms_max: int
     intervention: Intervention
     state_inspection: StateInspection = StateInspection()
+    corruption: Corruption = Corruption()
+    retention: Retention = Retention()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def ladder(self, error_type: str) -> Ladder:
