@@ -57,7 +57,8 @@ def checkpoint(postgres: str, checkpoint_id: str) -> Row | None:
         found = tables.query(_QUERIES["checkpoint"], {"id": checkpoint_id})
         if not found:
             return None
-        row = found[0]
+        row = {**found[0], "rejections": tables.query(_QUERIES["rejections"], {"id": checkpoint_id})}
+        row["verified"] = row["verified"] and not row["rejections"]
         place = {"workflow_id": row["workflow_id"], "log_offset": row["log_offset"]}
         for name in ("before", "after"):
             neighbours = tables.query(_QUERIES[name], place)

@@ -1,20 +1,29 @@
 -- Checkpoints and versions of states, as people ask for them. Filters that are not given are NULL.
 
 -- name: checkpoints
-SELECT id, workflow_id, sequence, step_id, checkpoint_type, state_version, size_bytes, verified, evidence, rejection,
-  created_at
-FROM workflow_checkpoints
-WHERE (%(workflow_id)s::uuid IS NULL OR workflow_id = %(workflow_id)s::uuid)
-  AND (%(step_id)s::text IS NULL OR step_id = %(step_id)s)
-  AND (%(checkpoint_type)s::text IS NULL OR checkpoint_type = %(checkpoint_type)s)
-  AND (NOT %(rejected)s OR rejection IS NOT NULL)
-ORDER BY created_at DESC, sequence DESC, id
+SELECT c.id, c.workflow_id, c.epoch, c.sequence, c.step_id, c.checkpoint_type, c.state_version, c.size_bytes, c.protection,
+  c.verified AND r.reason IS NULL AS verified, c.evidence, coalesce(c.rejection, r.reason || ': ' || r.detail) AS rejection,
+  c.created_at
+FROM workflow_checkpoints c
+LEFT JOIN LATERAL (
+  SELECT reason, detail FROM workflow_checkpoint_rejections WHERE checkpoint_id = c.id ORDER BY created_at LIMIT 1
+) r ON true
+WHERE (%(workflow_id)s::uuid IS NULL OR c.workflow_id = %(workflow_id)s::uuid)
+  AND (%(step_id)s::text IS NULL OR c.step_id = %(step_id)s)
+  AND (%(checkpoint_type)s::text IS NULL OR c.checkpoint_type = %(checkpoint_type)s)
+  AND (NOT %(rejected)s OR c.rejection IS NOT NULL OR r.reason IS NOT NULL)
+ORDER BY c.created_at DESC, c.sequence DESC, c.id
 LIMIT %(limit)s
 
 -- name: checkpoint
-SELECT id, workflow_id, step_id, checkpoint_type, sequence, state_version, checksum, chain_digest, size_bytes,
-  compressed, verified, evidence, rejection, timestamp, created_at, log_partition, log_offset, metadata, state_data
+SELECT id, workflow_id, step_id, checkpoint_type, epoch, sequence, state_version, checksum, chain_digest, size_bytes,
+  codec, protection, claim_uri, redacted, verified, evidence, rejection, timestamp, created_at, log_partition, log_offset,
+  metadata, state_data
 FROM workflow_checkpoints WHERE id = %(id)s
+
+-- name: rejections
+SELECT reason, detail, detected_by, created_at
+FROM workflow_checkpoint_rejections WHERE checkpoint_id = %(id)s ORDER BY created_at, id
 
 -- name: before
 SELECT id, sequence, step_id, checkpoint_type, rejection, created_at
@@ -47,3 +56,12 @@ WHERE workflow_id = %(workflow_id)s
   AND (%(version)s = 'latest' OR version = %(version)s OR id::text = lower(%(version)s))
 ORDER BY created_at DESC, id DESC
 LIMIT 2
+
+-- name: restorable
+SELECT id, workflow_type, external_id, status, log_partition, first_offset FROM workflows WHERE id = %(id)s
+
+-- name: open_errors
+SELECT id, step_id, error_type, error_code, status, recovery_attempts, created_at
+FROM workflow_errors
+WHERE workflow_id = %(id)s AND status IN ('open', 'recovering', 'waiting_for_human')
+ORDER BY created_at, id

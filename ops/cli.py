@@ -19,6 +19,7 @@ COMMANDS = {
     "db": ("ops.commands.db:db", "Migrate the database."),
     "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, or tell all that happened to it."),
     "state": ("ops.commands.state:state", "Compare versions of states; try migrations before a deployment."),
+    "checkpoints": ("ops.commands.checkpoints:checkpoints", "List, show, prove, compare and export checkpoints."),
     "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),

@@ -131,7 +131,7 @@ class Lineage:
         elif isinstance(record, WorkflowStarted):
             self.specs = self.specs or {spec.step_id: spec for spec in record.steps}
         elif type(record) in _ENDS:
-            self.ended = self.ended or _ENDS[type(record)]  # type: ignore[index]
+            self.ended = self.ended or _ENDS[type(record)]
         else:
             self._step(event)
         if self.at_us is not None and event.timestamp_us <= self.at_us:

@@ -1,9 +1,10 @@
-"""`kintsugi workflows list | show | timeline`."""
+"""`kintsugi workflows list | show | timeline | restore`."""
 
 from __future__ import annotations
 
 import click
 
+from ops.commands.restore import restore
 from ops.output import ID, NotFoundError, output_option, say, show, show_json, show_record
 
 STATUSES = ("running", "recovering", "waiting_for_human", "paused", "completed", "failed", "cancelled")
@@ -11,7 +12,10 @@ STATUSES = ("running", "recovering", "waiting_for_human", "paused", "completed",
 
 @click.group()
 def workflows() -> None:
-    """List workflows, show one, or tell all that happened to it."""
+    """List workflows, show one, tell all that happened to it, or let it go on from an earlier checkpoint."""
+
+
+workflows.add_command(restore)
 
 
 @workflows.command("list")
