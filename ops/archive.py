@@ -167,6 +167,8 @@ class _Verification:
                 return first
             if file.info.gap is not None:
                 self._report.gap(file.info.gap, allowed=self._allow_gaps)
+                # A record too large for the archive is in the log all the same.
+                self._beside.skip(file.info.next)
                 return file.info.next
             count = 0
             for record in file.records():
@@ -225,6 +227,13 @@ class _Beside:
         while end > self.low and (record := self._peek(end)) is not None and record.offset < end:
             self._next = None
             yield record
+
+    def skip(self, end: int) -> None:
+        """Leave out what lies before an offset."""
+        if self._next is not None and self._next.offset >= end:
+            return
+        self._next = self._records = None
+        self.low = max(self.low, min(end, self.high))
 
     def at(self, offset: int) -> LogRecord | None:
         """The record at an offset, none before it being left."""

@@ -51,7 +51,7 @@ class Log(LogReader):
 
 
 def message(offset: int, value: bytes = b"value") -> Message:
-    headers = [("a", b"%d" % offset), ("a", None)]
+    headers: list[tuple[str, str | bytes | None]] = [("a", b"%d" % offset), ("a", None)]
     return Message(
         topic=EVENTS, partition=0, offset=offset, key=b"k", value=value, headers=headers, timestamp=(2, offset)
     )
@@ -205,3 +205,14 @@ def test_what_retention_removes_meanwhile_is_left_out(archive: Archive, verify: 
     report = verify(moves_to=17)
     assert report.sound
     assert report.compared == 13
+
+
+def test_a_record_in_the_log_within_a_gap_is_no_second_difference(
+    archive: Archive, verify: Callable[..., Report]
+) -> None:
+    fill(archive, 0, 10)
+    lose(archive, 10, 11)
+    fill(archive, 11, 20)
+    assert rules(verify()) == [("gap", 10)]
+    report = verify(allow_gaps=True)
+    assert report.sound and report.compared == 19
