@@ -8,9 +8,7 @@ in force, and doing it again finishes it.
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +24,9 @@ from .ids import check_uuid
 from .keys import VARIABLE, KeyProvider, open_provider
 from .objects import Objects, ObjectTooLargeError
 from .sealing import SECRET_BYTES, DataKey
+from .stored_keys import ERASED, FOLDER, OBJECT_BYTES_MAX, StoredKey, context_of, name_of, path_of
 
 _OPTIONAL_VARIABLE = "KINTSUGI_KEYS_OPTIONAL"
-FOLDER = "keys"
-ERASED = "erased"
 #: How long a writer may go on with a key after `keys rotate --workflow`.
 ROTATION_SEEN_WITHIN_S = 60.0
 #: How long a process may go on reading with a key after its erasure.
@@ -42,24 +39,7 @@ AWAY_ASKED_AGAIN_S = 5.0
 CACHED_KEYS_MAX = 10_000
 #: Requests under way at once in `prefetch`: most of their time is waiting for the store.
 PREFETCH_THREADS = 16
-#: A key object has some 300 bytes; a KMS may wrap in more.
-_OBJECT_BYTES_MAX = 16 * 1024
-_PATH = re.compile(
-    rf"{FOLDER}/[0-9a-f]{{2}}/(?P<workflow_id>[0-9a-f-]{{36}})/(?P<name>(?!0{{10}})\d{{10}}|{ERASED})"
-).fullmatch
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredKey:
-    """A data key as it lies in the store: wrapped."""
-
-    workflow_id: str
-    number: int
-    kek_id: str
-    wrapped: bytes
-    created_at: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +100,16 @@ class Keystore:
             self._keys.put((workflow_id, number), held, ERASURE_SEEN_WITHIN_S)
         return self.get(workflow_id, number)
 
+    def at_hand(self, workflow_id: str) -> DataKey | None:
+        """As `current`, but None when the store or the provider would have to be asked."""
+        newest = self._current.get(workflow_id)
+        if isinstance(newest, StateError):
+            raise _again(newest)
+        if newest is None or self._clock() >= newest[1]:
+            return None
+        found = self._keys.get((workflow_id, newest[0]))
+        return found if isinstance(found, DataKey) else None
+
     def get(self, workflow_id: str, number: int) -> DataKey:
         """The key with this number."""
         found = self._keys.get((workflow_id, number))
@@ -176,7 +166,7 @@ class Keystore:
         key = self._unwrap(stored)
         if not dry_run:
             data = self._wrap(key, created_at=stored.created_at)
-            self._objects.put(_path(workflow_id, number), data)
+            self._objects.put(path_of(workflow_id, number), data)
             self._after_write(workflow_id, number)
         return True
 
@@ -184,12 +174,12 @@ class Keystore:
         """Make all that is sealed for this workflow unreadable, for ever. Again: finishes what was cut short."""
         _check_id(workflow_id)
         tombstone = {"workflow_id": workflow_id, "actor": actor, "reason": reason, "erased_at": _now()}
-        if not self._objects.put_new(_path(workflow_id, ERASED), orjson.dumps(tombstone)):
+        if not self._objects.put_new(path_of(workflow_id, ERASED), orjson.dumps(tombstone)):
             tombstone = self.erasure(workflow_id) or tombstone
         deleted = 0
         for _, number in list(self._list(workflow_id)):
             if number is not None:
-                self._objects.delete(_path(workflow_id, number))
+                self._objects.delete(path_of(workflow_id, number))
                 deleted += 1
         self.forget(workflow_id)
         return Erasure(
@@ -215,15 +205,15 @@ class Keystore:
     def stored(self, workflow_id: str, number: int) -> StoredKey:
         """The wrapped key as it lies in the store."""
         _check_id(workflow_id)
-        if self._objects.info(_path(workflow_id, ERASED)) is not None:
+        if self._objects.info(path_of(workflow_id, ERASED)) is not None:
             raise _erased(workflow_id)
         data = self._object(workflow_id, number)
         if data is None:
             # The erasure may have come between the two questions.
-            if self._objects.info(_path(workflow_id, ERASED)) is not None:
+            if self._objects.info(path_of(workflow_id, ERASED)) is not None:
                 raise _erased(workflow_id)
             raise StateError("key_missing", f"workflow {workflow_id} has no data key {number} in the object store")
-        return _parse(data, workflow_id, number)
+        return StoredKey.parse(data, workflow_id, number)
 
     def names(self, workflow_id: str | None = None) -> Iterator[tuple[str, int | None]]:
         """(workflow, number of a key) of all that is stored, in no certain order; number None is an erasure."""
@@ -252,22 +242,21 @@ class Keystore:
     def _list(self, workflow_id: str | None) -> Iterator[tuple[str, int | None]]:
         prefix = FOLDER if workflow_id is None else f"{FOLDER}/{workflow_id[:2]}/{workflow_id}"
         for info in self._objects.list(prefix):
-            found = _PATH(info.path)
+            found = name_of(info.path)
             if found is not None:  # the store's own temporary files lie beside them
-                name = found["name"]
-                yield found["workflow_id"], None if name == ERASED else int(name)
+                yield found
 
     def _object(self, workflow_id: str, name: int | str) -> bytes | None:
         """One object; empty, which nothing of ours is, when it is larger than any of ours."""
         try:
-            return self._objects.get(_path(workflow_id, name), size_bytes_max=_OBJECT_BYTES_MAX)
+            return self._objects.get(path_of(workflow_id, name), size_bytes_max=OBJECT_BYTES_MAX)
         except ObjectTooLargeError:
             return b""
 
     def _make(self, workflow_id: str, number: int) -> int:
         """Make a key with this number, unless another was faster: then it is the other's."""
         key = DataKey(workflow_id, number, os.urandom(SECRET_BYTES))
-        if self._objects.put_new(_path(workflow_id, number), self._wrap(key, created_at=_now())):
+        if self._objects.put_new(path_of(workflow_id, number), self._wrap(key, created_at=_now())):
             self._after_write(workflow_id, number)
             self._keys.put((workflow_id, number), key, ERASURE_SEEN_WITHIN_S)
         else:
@@ -276,8 +265,8 @@ class Keystore:
 
     def _after_write(self, workflow_id: str, number: int) -> None:
         # An erasure that began before the write may have listed the keys before it, and so not delete this one.
-        if self._objects.info(_path(workflow_id, ERASED)) is not None:
-            self._objects.delete(_path(workflow_id, number))
+        if self._objects.info(path_of(workflow_id, ERASED)) is not None:
+            self._objects.delete(path_of(workflow_id, number))
             self.forget(workflow_id)
             raise _erased(workflow_id)
 
@@ -293,27 +282,22 @@ class Keystore:
         return key
 
     def _wrap(self, key: DataKey, *, created_at: str) -> bytes:
-        context = _context(key.workflow_id, key.number)
+        context = context_of(key.workflow_id, key.number)
         kek_id, wrapped = _asked(lambda: self.provider.wrap(key.secret, context))
         # What nobody can unwrap must never replace, or be, the only copy of a key.
         if _asked(lambda: self.provider.unwrap(kek_id, wrapped, context)) != key.secret:
             raise RetriableError("the key provider does not unwrap what it wrapped", hint="kintsugi doctor")
-        body = {
-            "workflow_id": key.workflow_id,
-            "number": key.number,
-            "kek_id": kek_id,
-            "wrapped": base64.b64encode(wrapped).decode(),
-            "created_at": created_at,
-        }
-        return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        return StoredKey(
+            workflow_id=key.workflow_id, number=key.number, kek_id=kek_id, wrapped=wrapped, created_at=created_at
+        ).dump()
 
     def _unwrap(self, stored: StoredKey) -> DataKey:
-        context = _context(stored.workflow_id, stored.number)
+        context = context_of(stored.workflow_id, stored.number)
         secret = _asked(lambda: self.provider.unwrap(stored.kek_id, stored.wrapped, context))
         try:
             return DataKey(stored.workflow_id, stored.number, secret)
         except ValueError as error:
-            raise StateError("key_missing", f"{_path(stored.workflow_id, stored.number)}: {error}") from None
+            raise StateError("key_missing", f"{path_of(stored.workflow_id, stored.number)}: {error}") from None
 
 
 def open_keystore(keys_url: str | None = None, objects_url: str | None = None) -> Keystore | None:
@@ -347,39 +331,12 @@ def _asked(call: Callable[[], T]) -> T:
         raise RetriableError(f"the key provider failed: {type(error).__name__}", hint="kintsugi doctor") from error
 
 
-def _parse(data: bytes, workflow_id: str, number: int) -> StoredKey:
-    stored = None
-    try:
-        raw: Any = orjson.loads(data)
-        stored = StoredKey(
-            workflow_id=raw["workflow_id"],
-            number=raw["number"],
-            kek_id=str(raw["kek_id"]),
-            wrapped=base64.b64decode(raw["wrapped"], validate=True),
-            created_at=str(raw["created_at"]),
-        )
-    except (ValueError, TypeError, KeyError):
-        pass
-    if stored is None or (stored.workflow_id, stored.number) != (workflow_id, number):
-        raise StateError("key_missing", f"{_path(workflow_id, number)} is damaged, or another key's object")
-    return stored
-
-
-def _path(workflow_id: str, name: int | str) -> str:
-    text = f"{name:010d}" if isinstance(name, int) else name
-    return f"{FOLDER}/{workflow_id[:2]}/{workflow_id}/{text}"
-
-
 def _check_id(workflow_id: str) -> None:
     """An id becomes part of a path."""
     try:
         check_uuid(workflow_id)
     except ValueError as error:
         raise StateError("key_missing", f"no workflow has a data key: {error}") from None
-
-
-def _context(workflow_id: str, number: int) -> dict[str, str]:
-    return {"workflow_id": workflow_id, "number": str(number)}
 
 
 def _erased(workflow_id: str) -> StateError:

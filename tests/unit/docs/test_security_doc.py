@@ -9,9 +9,10 @@ from importlib import import_module
 import pytest
 
 from schemas.keys import ENTRY_POINTS, VARIABLE, KeyProvider, KeyRing
-from schemas.keystore import ERASED, ERASURE_SEEN_WITHIN_S, FOLDER, ROTATION_SEEN_WITHIN_S
+from schemas.keystore import ERASURE_SEEN_WITHIN_S, ROTATION_SEEN_WITHIN_S
 from schemas.records.events import CheckpointCreated
 from schemas.sealing import PROTECTIONS, DataKey, binding_of, seal
+from schemas.stored_keys import ERASED, FOLDER
 
 from .pages import ROOT, bare, blocks, rows, sections, text_of
 

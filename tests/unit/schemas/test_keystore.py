@@ -148,6 +148,21 @@ def test_a_cached_key_costs_no_request(tmp_path: Path) -> None:
     assert store.calls
 
 
+def test_a_key_at_hand_is_given_without_a_request_or_not_at_all(tmp_path: Path) -> None:
+    clock = Clock()
+    keys, store = watched(tmp_path, clock=clock)
+    assert keys.at_hand(WORKFLOW) is None
+    key = keys.current(WORKFLOW)
+    store.calls.clear()
+    assert keys.at_hand(WORKFLOW) is key
+    clock.now += ROTATION_SEEN_WITHIN_S
+    assert keys.at_hand(WORKFLOW) is None
+    assert store.calls == []
+    keystore(tmp_path).erase(WORKFLOW, actor="ann", reason="asked to")
+    assert reason(lambda: keys.current(WORKFLOW)) == "key_erased"
+    assert reason(lambda: keys.at_hand(WORKFLOW)) == "key_erased"
+
+
 def test_rotation_is_seen_in_time_and_old_keys_stay_readable(tmp_path: Path) -> None:
     clock = Clock()
     writer = keystore(tmp_path, clock=clock)
