@@ -265,6 +265,9 @@ def verify_stored(stored: bytes, *, codec: str, size_bytes: int, digest: str) ->
 
 def parse_state(data: bytes) -> dict[str, Any]:
     """Parse verified bytes into a state. StateError for anything that `canonical_bytes` would not have written."""
+    value = _parse_quickly(data)
+    if value is not None:
+        return value
     try:
         value = json.loads(data, parse_int=_number)
     except (ValueError, RecursionError) as error:
@@ -275,6 +278,16 @@ def parse_state(data: bytes) -> dict[str, Any]:
     if _write(value, _check(value)) != data:
         raise StateError("structure", "not canonical JSON, or a key is there twice")
     return value
+
+
+def _parse_quickly(data: bytes) -> dict[str, Any] | None:
+    """The state that is written exactly so; None when that takes a closer look. Two thirds of the time of one."""
+    try:
+        value = orjson.loads(data)
+        found = isinstance(value, dict) and _write(value, _weigh(value, 0) > 0) == data
+    except (orjson.JSONDecodeError, _RefusedError):
+        return None
+    return value if found else None
 
 
 def _number(text: str) -> int | float:
