@@ -73,6 +73,9 @@ def _check_of(schema: Path | None) -> DataCheck | None:
     from schemas.state_schema import compiled, schema_text
 
     try:
-        return compiled(schema_text(json.loads(schema.read_text(encoding="utf-8")))).validate
-    except (ValueError, TypeError, StateError) as error:
+        found = json.loads(schema.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ConfigError(f"{schema}: a JSON Schema is an object here")
+        return compiled(schema_text(found)).validate
+    except (ValueError, StateError) as error:
         raise ConfigError(f"{schema}: {error}") from error
