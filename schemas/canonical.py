@@ -11,11 +11,12 @@ import json
 import math
 import re
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import rfc8785
 import zstandard
+from isal import isal_zlib
 
 from .errors import StateError
 
@@ -29,14 +30,19 @@ _FRACTION_MIN = 1e-4
 #: No state is larger, so no window need be; zstd would allocate what a frame asks for.
 _ZSTD_WINDOW_BYTES_MAX = 2**24
 CODECS = ("identity", "gzip", "zstd")
-#: Half the time of zlib's own choice (level 6) for 7 % more bytes, at 2 KB as at 1 MB of JSON.
-_GZIP_LEVEL = 4
+#: ISA-L's, which has levels of its own: a tenth of the time of zlib's level 4, at 2 KB as at 1 MB of JSON, for 8 % more
+#: bytes. What it writes is plain gzip.
+_GZIP_LEVEL = 2
+#: Below, zlib unpacks as fast.
+_ISAL_FROM_BYTES = 8 * 1024
 _SIZE_HINT = "keep large results in object storage and only their names in the state"
 #: Data from here on is tried in parts before all of it is compressed.
 _SAMPLED_FROM_BYTES = 256 * 1024
 _SAMPLES, _SAMPLE_BYTES = 8, 4096
 #: Of a sample's size. What does not shrink by more is not worth a fifth of a second for 10 MiB.
 _SAMPLE_SHARE_MAX = 0.97
+#: What the unpackers raise. (ISA-L's type stubs take its class for an instance.)
+_DAMAGED = (zlib.error, cast(type[Exception], isal_zlib.error), zstandard.ZstdError)
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -195,7 +201,7 @@ def compress(data: bytes, *, codec: str, min_size_bytes: int) -> tuple[str, byte
     if codec == "identity" or len(data) < min_size_bytes or not _shrinks(data):
         return "identity", data
     if codec == "gzip":
-        packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
+        packer = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, 31)
         stored = packer.compress(data) + packer.flush()
     else:
         stored = zstandard.ZstdCompressor(level=3).compress(data)
@@ -208,7 +214,7 @@ def _shrinks(data: bytes) -> bool:
         return True
     step = (len(data) - _SAMPLE_BYTES) // (_SAMPLES - 1)
     sample = b"".join(data[at : at + _SAMPLE_BYTES] for at in range(0, step * _SAMPLES, step))
-    return len(zlib.compress(sample, 1)) <= _SAMPLE_SHARE_MAX * len(sample)
+    return len(isal_zlib.compress(sample, _GZIP_LEVEL)) <= _SAMPLE_SHARE_MAX * len(sample)
 
 
 def decompress(stored: bytes, *, codec: str, size_bytes: int) -> bytes:
@@ -224,7 +230,7 @@ def decompress(stored: bytes, *, codec: str, size_bytes: int) -> bytes:
             data = _unzstd(stored, size_bytes)
         else:
             raise StateError("codec", f"unknown codec {codec!r:.40}; one of {', '.join(CODECS)}")
-    except (zlib.error, zstandard.ZstdError) as error:
+    except _DAMAGED as error:
         raise StateError("codec", f"damaged {codec} data: {error}") from error
     if len(data) != size_bytes:
         raise StateError(
@@ -234,8 +240,8 @@ def decompress(stored: bytes, *, codec: str, size_bytes: int) -> bytes:
 
 
 def _gunzip(stored: bytes, size_bytes: int) -> bytes:
-    reader = zlib.decompressobj(31)
-    data = reader.decompress(stored, size_bytes + 1)
+    reader = (isal_zlib if size_bytes >= _ISAL_FROM_BYTES else zlib).decompressobj(31)
+    data: bytes = reader.decompress(stored, size_bytes + 1)
     # The trailer with the CRC is consumed only at end of stream.
     if len(data) <= size_bytes and not reader.eof:
         data += reader.decompress(reader.unconsumed_tail, 1)

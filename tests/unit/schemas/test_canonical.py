@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gzip
 import hashlib
 import json
 import math
@@ -577,3 +578,25 @@ def test_state_that_orjson_would_read_wrongly_is_told() -> None:
     data = b'{"a":123456789012345678901234567890}'
     assert isinstance(orjson.loads(data)["a"], float)
     assert refused(parse_state, data).reason == "structure"
+
+
+@pytest.mark.parametrize("size", [0, 1, 2_000, 8 * 1024 - 1, 8 * 1024, 100_000, 1_000_000])
+def test_gzip_is_plain_gzip_both_ways(size: int) -> None:
+    data = json.dumps({"data": [f"line {n % 1000} of a log" for n in range(size // 20)]}).encode()[:size]
+    codec, stored = compress(data, codec="gzip", min_size_bytes=0)
+    assert (gzip.decompress(stored) if codec == "gzip" else stored) == data
+    assert decompress(gzip.compress(data), codec="gzip", size_bytes=size) == data
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**20), st.integers(1, 255), st.booleans())
+def test_damage_of_a_large_state_is_found_or_changes_nothing(at: int, change: int, cut: bool) -> None:
+    data = json.dumps({"data": [f"line {n * 7919 % 1000} of a log" for n in range(5_000)]}).encode()
+    codec, stored = compress(data, codec="gzip", min_size_bytes=0)
+    at %= len(stored)
+    damaged = stored[:at] if cut else stored[:at] + bytes([stored[at] ^ change]) + stored[at + 1 :]
+    try:
+        found = verify_stored(damaged, codec=codec, size_bytes=len(data), digest=digest_of(data))
+    except StateError:
+        return
+    assert found == data and not cut
