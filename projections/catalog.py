@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .kit import Table
+from .workflow_checkpoint_rejections.fold import TABLE as _rejections
 from .workflow_checkpoints.fold import TABLE as _checkpoints
 from .workflow_debug_sessions.fold import TABLE as _debug_sessions
 from .workflow_errors.fold import TABLE as _errors
@@ -15,6 +16,7 @@ TABLES: tuple[Table, ...] = (
     _workflows,
     _checkpoints,
     _history,
+    _rejections,
     _errors,
     _attempts,
     _interventions,

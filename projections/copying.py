@@ -4,7 +4,8 @@ A state goes to Postgres once: the row of a table with a `twin` takes it from th
 which spares a second parse and compression (two thirds of the cost of such a row).
 
 COPY knows no ON CONFLICT. A row that is there already makes it fail (UniqueViolation); the batch is then to be written
-with `insert`, which leaves such a row as it is.
+with `insert`, which leaves such a row as it is. Rows that expired are deleted; what referred to them then refers to
+nothing (`ON DELETE SET NULL`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engine.events import Delivered
 from . import statements
 from .catalog import TABLES
 from .kit import Table
+from .wire import KINDS, array
 
 #: Fewer rows go in sooner by one statement than by COPY, which asks the server twice more.
 COPY_ROWS_MIN = 16
@@ -79,6 +81,12 @@ _ONCE = tuple(table for table in TABLES if table.written_once)
 _INSERT = {table.name: statements.write(table) for table in _ONCE}
 _FROM_TWIN = {table.name: statements.write_from_twin(table) for table in _ONCE if table.twin is not None}
 _REFERENCES = {t.name: [i for i, c in enumerate(t.columns) if c.references is not None] for t in _ONCE}
+_DELETE = {table.name: statements.delete(table) for table in _ONCE if table.removes}
+#: Per record type: the tables from which it deletes, and how it says which rows.
+_REMOVING: dict[type, list[tuple[str, Callable[[Any], Sequence[str]]]]] = {}
+for _table in _ONCE:
+    for _kind, _keys_of in _table.removes.items():
+        _REMOVING.setdefault(_kind, []).append((_table.name, _keys_of))
 #: The table whose rows are copied: the one that holds every state first.
 _FIRST = _ONCE[0]
 _COPY = _copy_statement(_FIRST)
@@ -113,6 +121,49 @@ def copy(connection: Connection, events: Sequence[Delivered], meanwhile: Callabl
         target.write("".join(ready))
         meanwhile()
     _insert(connection, others)
+
+
+def parts(events: Sequence[Delivered]) -> list[Sequence[Delivered]]:
+    """The events in parts, of each of which all rows may be made before any is deleted: a row that is deleted and made
+    again begins a new part. One part, unless something expired in this batch and came again in it."""
+    if not any(type(event.record) in _REMOVING for event in events):
+        return [events]
+    found: list[Sequence[Delivered]] = []
+    first = 0
+    gone: set[tuple[str, str]] = set()
+    for number, event in enumerate(events):
+        if gone and any(made in gone for made in _keys_made(event)):
+            found.append(events[first:number])
+            first = number
+            gone.clear()
+        gone.update((name, key) for name, keys in _keys_removed(event) for key in keys)
+    return [*found, events[first:]]
+
+
+def remove(connection: Connection, events: Iterable[Delivered]) -> bool:
+    """Delete the rows that these events delete; whether there were such events."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for event in events:
+        for name, keys in _keys_removed(event):
+            rows.setdefault(name, []).extend((key, event.record.workflow_id) for key in keys)
+    for name, found in rows.items():
+        ids, owners = ([pair[place] for pair in found] for place in (0, 1))
+        values = {"ids": array(KINDS["uuid"], ids), "owners": array(KINDS["uuid"], owners)}
+        connection.execute(_DELETE[name], values)
+    return bool(rows)
+
+
+def _keys_removed(event: Delivered) -> Iterator[tuple[str, Sequence[str]]]:
+    for name, keys_of in _REMOVING.get(type(event.record), ()):
+        yield name, keys_of(event.record)
+
+
+def _keys_made(event: Delivered) -> Iterator[tuple[str, str]]:
+    for table in _ONCE:
+        touch = table.touches.get(type(event.record))
+        key = None if touch is None else touch.key(event)
+        if key is not None:
+            yield table.name, key
 
 
 def _insert(connection: Connection, made: Iterable[_Made]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.events import Delivered
@@ -34,7 +34,7 @@ def keys_of(events: Iterable[Delivered], plan: Mapping[type, list[tuple[str, Tou
 
 
 def fold(rows: Rows, events: Iterable[Delivered], plan: Mapping[type, list[tuple[str, Touch]]]) -> Rows:
-    """Fold events on `rows` (changed in place); returns the rows that changed, per table."""
+    """Fold events on `rows` (changed in place); returns the rows that changed, per table. Deletes nothing: `Folded`."""
     changed: Rows = {}
     for event in events:
         for name, touch in plan.get(type(event.record), ()):
@@ -48,3 +48,63 @@ def fold(rows: Rows, events: Iterable[Delivered], plan: Mapping[type, list[tuple
                 table[key] = after
                 changed.setdefault(name, {})[key] = after
     return changed
+
+
+class Folded:
+    """The rows of all tables as a log makes them, with what Postgres does to references: `ON DELETE SET NULL`."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.rows: Rows = {table.name: {} for table in tables}
+        #: References (table, key, column) that pointed to nothing when their row was made or changed: Postgres may
+        #: have left them empty.
+        self.loose: set[tuple[str, str, int]] = set()
+        self._tables = {table.name: table for table in tables}
+        self._plan = touched(tables)
+        self._removing = [table for table in tables if table.removes]
+        removable = {table.name for table in self._removing}
+        self._references = {
+            t.name: [(i, target) for i, c in enumerate(t.columns) if (target := c.references) is not None]
+            for t in tables
+        }
+        #: Per table whose rows are deleted: key to the references that point to it.
+        self._referrers: dict[str, dict[str, set[tuple[str, str, int]]]] = {name: {} for name in removable}
+
+    def add(self, event: Delivered, *, passing_over: Iterable[str] = ()) -> Rows:
+        """Fold an event; the rows it changed. Tables named in `passing_over` are left as they are."""
+        changed = fold(self.rows, (event,), self._plan)
+        for name in passing_over:
+            for key in changed.pop(name, ()):
+                del self.rows[name][key]
+        for name, rows in changed.items():
+            for key, row in rows.items():
+                self._refer(name, key, row)
+        return changed
+
+    def remove(self, event: Delivered) -> None:
+        """Delete the rows that an event deletes."""
+        for table in self._removing:
+            keys_of_record = table.removes.get(type(event.record))
+            if keys_of_record is None:
+                continue
+            rows = self.rows[table.name]
+            for key in keys_of_record(event.record):
+                if key in rows and rows[key][table.owner] == event.record.workflow_id:
+                    del rows[key]
+                    for reference in self._referrers[table.name].pop(key, ()):
+                        self._empty(*reference)
+
+    def _refer(self, name: str, key: str, row: Sequence[Any]) -> None:
+        for index, target in self._references[name]:
+            if row[index] is None:
+                continue
+            if row[index] not in self.rows[target]:
+                self.loose.add((name, key, index))
+            if target in self._referrers:
+                self._referrers[target].setdefault(row[index], set()).add((name, key, index))
+
+    def _empty(self, name: str, key: str, index: int) -> None:
+        row = self.rows[name].get(key)
+        if row is not None:
+            values = list(row)
+            values[index] = None
+            self.rows[name][key] = self._tables[name].row(*values)

@@ -6,11 +6,15 @@ epoch), ids and JSON are text; the database's types are given by the columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.events import Delivered
+from schemas.redaction import NOTHING, Redaction
+
+#: Version of the tables; a column or table that came later than the first says since which. See `0002_states.sql`.
+TABLES_VERSION = 2
 
 #: Fold of one record type: the row before (None: none yet) and the event to the row after (None: still none).
 Fold = Callable[[Any, Delivered], Any]
@@ -25,15 +29,38 @@ class Touch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`kind`: text, uuid, jsonb, time, int, bigint, bool, or `uuid->table` for a reference that may be missing."""
+    """`kind`: text, uuid, jsonb, bytea, time, int, bigint, bool; `uuid->table` for a reference that may be missing."""
 
     name: str
     kind: str
+    since: int = 1
 
     @property
     def references(self) -> str | None:
         """Table a reference points to."""
         return self.kind.split("->")[1] if "->" in self.kind else None
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted(Delivered):
+    """An event whose rows hide what the policy names."""
+
+    redaction: Redaction = NOTHING
+
+
+def redacted(events: Sequence[Delivered], redaction: Redaction) -> Sequence[Delivered]:
+    """The events, to be folded into rows that hide these fields. Without any they are what they were."""
+    if not redaction:
+        return events
+    return [
+        Redacted(e.record, e.partition, e.offset, e.timestamp_us, e.rejection, e.state, e.unreadable, redaction)
+        for e in events
+    ]
+
+
+def redaction_of(event: Delivered) -> Redaction:
+    """What the rows of this event hide."""
+    return event.redaction if isinstance(event, Redacted) else NOTHING
 
 
 def _plain(*values: Any) -> tuple[Any, ...]:
@@ -46,7 +73,8 @@ class Table:
 
     `row` makes a row from its values as they are read back. `written_once`: the first event of a key makes the row and
     no later one changes it, so rows are neither read back nor kept in memory. `twin`: a table before this one, in which
-    an event that makes a row of both puts the same `state_data`.
+    an event that makes a row of both puts the same `state_data`. `removes`, of tables written once: the keys of rows
+    that a record deletes, if they belong to its workflow; what referred to them refers to nothing from then on.
     """
 
     name: str
@@ -55,11 +83,18 @@ class Table:
     row: Callable[..., Any] = _plain
     written_once: bool = False
     twin: str | None = None
+    removes: Mapping[type, Callable[[Any], Sequence[str]]] = field(default_factory=dict)
+    since: int = 1
+
+    @property
+    def owner(self) -> int:
+        """Place of the column that names the workflow a row belongs to."""
+        return next((i for i, c in enumerate(self.columns) if c.name == "workflow_id"), 0)
 
 
-def columns(**kinds: str) -> tuple[Column, ...]:
+def columns(since: int = 1, /, **kinds: str) -> tuple[Column, ...]:
     """Columns in order, as keyword arguments."""
-    return tuple(Column(name, kind) for name, kind in kinds.items())
+    return tuple(Column(name, kind, since) for name, kind in kinds.items())
 
 
 def once(make: Callable[[Delivered], Any]) -> Fold:

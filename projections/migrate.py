@@ -13,10 +13,13 @@ from psycopg import sql
 from schemas.errors import FatalError, RetriableError
 
 from .catalog import TABLES
+from .kit import TABLES_VERSION
 from .store import CONNECT_TIMEOUT_S, GENERATION
 
 #: One migration at a time, whoever runs it.
 _LOCK = 0x6B696E74
+#: What a version of the tables changes in those of the version before; its new tables come after it.
+_CHANGES = {2: "0002_states.sql"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,11 @@ class Step:
 
 def _steps() -> list[tuple[str, LiteralString]]:
     found = [("0001_own", _text("projections", "own.sql"))]
-    found += [(f"0001_{t.name}", _text(f"projections.{t.name}", "table.sql")) for t in TABLES]
+    for version in range(1, TABLES_VERSION + 1):
+        if version in _CHANGES:
+            found.append((_CHANGES[version].removesuffix(".sql"), _text("projections", _CHANGES[version])))
+        made = [t for t in TABLES if t.since == version]
+        found += [(f"{version:04d}_{t.name}", _text(f"projections.{t.name}", "table.sql")) for t in made]
     return found
 
 

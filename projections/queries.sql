@@ -5,6 +5,15 @@ ON CONFLICT (generation, topic, log_partition)
 DO UPDATE SET owner_epoch = p.owner_epoch + 1, updated_at = now()
 RETURNING next_offset, owner_epoch
 
+-- name: begin
+INSERT INTO beginnings (generation, topic, log_partition, tables_version, first_offset)
+VALUES (%(generation)s, %(topic)s, %(partition)s, %(version)s, greatest(%(next_offset)s, 0))
+ON CONFLICT DO NOTHING
+
+-- name: beginnings
+SELECT log_partition, tables_version, first_offset FROM beginnings
+WHERE generation = %(generation)s AND topic = %(topic)s
+
 -- name: advance
 UPDATE positions SET next_offset = %(end)s, updated_at = now()
 WHERE generation = %(generation)s AND topic = %(topic)s AND log_partition = %(partition)s

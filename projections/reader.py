@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,11 @@ class Snapshot:
         found = self._connection.execute(_QUERIES["positions"], self._place).fetchall()
         return {partition: offset for partition, offset in found if offset >= 0}
 
+    def beginnings(self) -> dict[tuple[int, int], int]:
+        """(partition, version of the tables) to the offset from which on a projector of that version made the rows."""
+        found = self._connection.execute(_QUERIES["beginnings"], self._place).fetchall()
+        return {(partition, version): offset for partition, version, offset in found}
+
     def dead_letters(self) -> dict[tuple[int, int], str]:
         """Records set aside: (partition, offset) to the stage in which they failed."""
         found = self._connection.execute(_QUERIES["dead_letter_places"], self._place).fetchall()
@@ -49,6 +54,17 @@ class Snapshot:
         """Rows of any query, by column name."""
         with self._connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
             return cursor.execute(statement, parameters).fetchall()
+
+    def stream(self, statement: sql.SQL | Any, parameters: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query of any size, some at a time."""
+        with self._connection.cursor(name="stream") as cursor:
+            cursor.itersize = _FETCH_ROWS
+            yield from cursor.execute(statement, parameters)
+
+    def read(self, table: Table, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Rows by key, in the form that folds use, in no certain order."""
+        with self._connection.cursor(binary=True) as cursor:
+            return cursor.execute(statements.read(table), {"ids": list(ids)}).fetchall()
 
 
 @contextmanager

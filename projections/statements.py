@@ -75,6 +75,15 @@ def read(table: Table) -> LiteralString:
     return f"SELECT {shown} FROM unnest(%(ids)b::uuid[]) AS k(id) JOIN {table.name} t ON t.id = k.id"
 
 
+def delete(table: Table) -> LiteralString:
+    """Deletes rows by key, where they belong to the workflow named beside it."""
+    owner = table.columns[table.owner].name
+    return (
+        f"DELETE FROM {table.name} t USING unnest(%(ids)b::uuid[], %(owners)b::uuid[]) AS k(id, owner) "
+        f'WHERE t.id = k.id AND t."{owner}" = k.owner'
+    )
+
+
 def read_all(table: Table) -> LiteralString:
     """Every row, in the form that folds use."""
     return f"SELECT {', '.join(_shown(c) for c in table.columns)} FROM {table.name} t"

@@ -3,14 +3,15 @@
 Guarantees: a batch is written whole or not at all; a process that has lost its partition writes nothing
 (compare-and-set on next offset and owner epoch); a record that Postgres refuses is found by halving the batch and set
 aside, the others are written. A lost connection, a full disk or a COMMIT without an answer raise RetriableError: claim
-again, which reads where the tables really stand.
+again, which reads where the tables really stand. A batch in which something expired and then came again is written as
+several, one after the other. No error quotes a row: Postgres would, in its details.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,11 +22,13 @@ from engine.events import Delivered
 from schemas.codec import Codec
 from schemas.dead_letters import STAGE_APPLY, DeadLetter
 from schemas.errors import FatalError, FencedError, RetriableError
+from schemas.redaction import NOTHING, Redaction
 from schemas.topics import EVENTS
 
 from . import copying, statements
 from .catalog import TABLES
 from .fold import Rows, fold, keys_of, touched
+from .kit import TABLES_VERSION, redacted
 from .sql import blocks
 from .wire import KINDS, Array, ArrayDumper, array
 
@@ -46,13 +49,17 @@ _QUERIES = blocks("projections", "queries.sql")
 _KEPT = tuple(table for table in TABLES if not table.written_once)
 _PLAN = touched(_KEPT)
 _TABLES = {table.name: table for table in _KEPT}
+#: Tables that refer to rows which may be deleted.
+_REFERRING = [t.name for t in _KEPT if {c.references for c in t.columns} & {x.name for x in TABLES if x.removes}]
 
 
 class Store:
     """One connection and the rows it touched last. Not for use by several threads."""
 
-    def __init__(self, url: str, *, generation: str = GENERATION) -> None:
+    def __init__(self, url: str, *, generation: str = GENERATION, redaction: Redaction = NOTHING) -> None:
+        """`redaction`: fields of states and contexts that the rows hide."""
         self._url = url
+        self._redaction = redaction
         self._generation = generation
         self._connection: psycopg.Connection[Any] | None = None
         self._epochs: dict[int, int] = {}
@@ -66,8 +73,11 @@ class Store:
         """Become the owner of a partition; its position, or None when nothing was applied yet."""
         with self._transaction() as connection:
             found = connection.execute(_QUERIES["claim"], self._place(partition)).fetchone()
-        assert found is not None
-        next_offset, self._epochs[partition] = found
+            assert found is not None
+            next_offset, epoch = found
+            place = {**self._place(partition), "version": TABLES_VERSION, "next_offset": next_offset}
+            connection.execute(_QUERIES["begin"], place)
+        self._epochs[partition] = epoch
         return None if next_offset == _UNSET else int(next_offset)
 
     def apply(
@@ -78,6 +88,18 @@ class Store:
         Postgres refused, which were set aside."""
         if partition not in self._epochs:
             raise FencedError(f"partition {partition} was not claimed")
+        refused: list[DeadLetter] = []
+        *before, last = copying.parts(redacted(events, self._redaction))
+        for part in before:
+            cut = part[-1].offset + 1
+            early, dead = _split(dead, cut)
+            refused += self._apply_part(partition, part, early, start=start, end=cut)
+            start = cut
+        return refused + self._apply_part(partition, last, dead, start=start, end=end)
+
+    def _apply_part(
+        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+    ) -> list[DeadLetter]:
         try:
             try:
                 self._apply(partition, events, dead, start=start, end=end)
@@ -94,11 +116,10 @@ class Store:
                 return refused
             middle = len(events) // 2
             cut = events[middle].offset
-            early = [letter for letter in dead if letter.offset < cut]
-            late = [letter for letter in dead if letter.offset >= cut]
+            early, late = _split(dead, cut)
             return [
-                *self.apply(partition, events[:middle], early, start=start, end=cut),
-                *self.apply(partition, events[middle:], late, start=cut, end=end),
+                *self._apply_part(partition, events[:middle], early, start=start, end=cut),
+                *self._apply_part(partition, events[middle:], late, start=cut, end=end),
             ]
 
     def release(self, partitions: Sequence[int]) -> None:
@@ -132,6 +153,7 @@ class Store:
                 meanwhile()
             else:
                 copying.copy(connection, events, meanwhile)
+            removed = copying.remove(connection, events)
             with connection.pipeline():  # one answer for all statements
                 for table in _KEPT:
                     if table.name in changed:
@@ -153,6 +175,8 @@ class Store:
                     f"partition {partition} is owned by another process, or stands elsewhere than {start}"
                 )
         self._remember(changed)
+        if removed:
+            self._forget_rows(_REFERRING)  # what they referred to may be gone
 
     def _load(self, connection: psycopg.Connection[Any], events: Sequence[Delivered]) -> Rows:
         """The rows that these events touch, from memory or from the tables."""
@@ -182,9 +206,9 @@ class Store:
             while len(cache) > CACHE_ROWS_MAX:
                 cache.popitem(last=False)
 
-    def _forget_rows(self) -> None:
-        for cache in self._cache.values():
-            cache.clear()
+    def _forget_rows(self, tables: Iterable[str] = _TABLES) -> None:
+        for name in tables:
+            self._cache[name].clear()
 
     def _place(self, partition: int) -> dict[str, Any]:
         return {"generation": self._generation, "topic": EVENTS, "partition": partition}
@@ -197,18 +221,20 @@ class Store:
             with connection.transaction():
                 yield connection
         except psycopg.errors.InsufficientPrivilege as error:
-            raise FatalError(f"the database role lacks a right: {error}", hint="GRANT it, or use the owner") from error
+            raise FatalError(
+                f"the database role lacks a right: {_said(error)}", hint="GRANT it, or use the owner"
+            ) from None
         except psycopg.ProgrammingError as error:
             raise FatalError(
-                f"the tables are not as they should be: {error}", hint="run: kintsugi db migrate"
-            ) from error
+                f"the tables are not as they should be: {_said(error)}", hint="run: kintsugi db migrate"
+            ) from None
         except (psycopg.errors.DataError, psycopg.errors.IntegrityError):
             raise
         except psycopg.Error as error:
             self._forget_rows()
             if self._connection is not None and (self._connection.closed or self._connection.broken):
                 self._connection = None
-            raise RetriableError(f"Postgres: {error}", hint="kintsugi status") from error
+            raise RetriableError(f"Postgres: {_said(error)}", hint="kintsugi status") from None
         except BaseException:
             self._forget_rows()
             raise
@@ -228,7 +254,16 @@ class Store:
         return self._connection
 
 
-def _refused(event: Delivered, error: Exception) -> DeadLetter:
+def _split(dead: Sequence[DeadLetter], cut: int) -> tuple[list[DeadLetter], list[DeadLetter]]:
+    return [x for x in dead if x.offset < cut], [x for x in dead if x.offset >= cut]
+
+
+def _said(error: psycopg.Error) -> str:
+    """What went wrong, without the details and the context in which Postgres quotes rows."""
+    return error.diag.message_primary or str(error)
+
+
+def _refused(event: Delivered, error: psycopg.Error) -> DeadLetter:
     """A record that Postgres does not take, as single-object Avro; its first bytes are in the log, at its place."""
     record = event.record
     return DeadLetter(
@@ -241,7 +276,7 @@ def _refused(event: Delivered, error: Exception) -> DeadLetter:
         headers=[],
         stage=STAGE_APPLY,
         reason="refused_by_postgres",
-        detail=f"{type(record).__name__} {record.event_id}: {type(error).__name__}: {error}",
+        detail=f"{type(record).__name__} {record.event_id}: {type(error).__name__}: {_said(error)}",
     )
 
 

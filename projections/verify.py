@@ -7,7 +7,7 @@ reference whose target came later in the log, or never, may be empty in the tabl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from engine.events import Delivered
 from schemas.records.events import WorkflowStarted
 
 from .catalog import TABLES
-from .fold import Rows, fold, touched
-from .kit import Table
+from .fold import Folded
+from .kit import TABLES_VERSION, Table
 
 _INTEGER_MAX = 2**53
 _SHOWN_MAX = 200
@@ -36,20 +36,23 @@ class Drift:
 
 
 class TableCheck:
-    """Folds events one by one, then compares table by table. Holds all rows, JSON as digests: about 1 KB each."""
+    """Folds events one by one, then compares table by table. Holds all rows, JSON as digests: about 1 KB each.
 
-    def __init__(self, tables: Sequence[Table] = TABLES) -> None:
+    `beginnings`, as `Snapshot.beginnings` tells them: rows that a projector of an earlier version of the tables made
+    are compared without the columns it did not know. None: all were made by this version.
+    """
+
+    def __init__(
+        self, tables: Sequence[Table] = TABLES, *, beginnings: Mapping[tuple[int, int], int] | None = None
+    ) -> None:
         self._tables = {table.name: table for table in tables}
-        self._plan = touched(tables)
-        self._rows: Rows = {table.name: {} for table in tables}
-        self._json = {t.name: [i for i, c in enumerate(t.columns) if c.kind == "jsonb"] for t in tables}
-        self._references = {
-            t.name: [(i, target) for i, c in enumerate(t.columns) if (target := c.references) is not None]
-            for t in tables
-        }
-        self._owner = {t.name: next((i for i, c in enumerate(t.columns) if c.name == "workflow_id"), 0) for t in tables}
-        #: References that pointed to nothing when their row was made or changed.
-        self._loose: set[tuple[str, str, int]] = set()
+        self._folded = Folded(tables)
+        self._rows = self._folded.rows
+        self._digested = {t.name: [i for i, c in enumerate(t.columns) if c.kind in ("jsonb", "bytea")] for t in tables}
+        self._beginnings = beginnings
+        #: Rows made by a projector of an earlier version, by table.
+        self._earlier: dict[str, set[str]] = {table.name: set() for table in tables}
+        self._later_tables = [table.name for table in tables if table.since > 1]
         self._cut: set[int] = set()
         #: Workflows that the log holds from their start on, in partitions whose beginning is gone.
         self._from_start: set[str] = set()
@@ -65,13 +68,21 @@ class TableCheck:
         """Fold the next event of its partition."""
         if self._cut:
             self._note_beginning(event)
-        for name, changed in fold(self._rows, (event,), self._plan).items():
+        earlier = self._of_earlier_version(event)
+        if not earlier:
+            self._folded.remove(event)
+        for name, changed in self._folded.add(event, passing_over=self._later_tables if earlier else ()).items():
             for key, row in changed.items():
-                for index, target in self._references[name]:
-                    if row[index] is not None and row[index] not in self._rows[target]:
-                        self._loose.add((name, key, index))
                 if self._tables[name].written_once:  # no fold looks into it again
                     self._rows[name][key] = self._reduced(name, row)
+                if earlier:
+                    self._earlier[name].add(key)
+
+    def _of_earlier_version(self, event: Delivered) -> bool:
+        if self._beginnings is None:
+            return False
+        beginning = self._beginnings.get((event.partition, TABLES_VERSION))
+        return beginning is None or event.offset < beginning
 
     def _note_beginning(self, event: Delivered) -> None:
         if event.partition not in self._cut:
@@ -80,7 +91,7 @@ class TableCheck:
             self._from_start.add(event.record.workflow_id)
 
     def _provable(self, table: str, row: Sequence[Any]) -> bool:
-        workflow_id = row[self._owner[table]]
+        workflow_id = row[self._tables[table].owner]
         return not self._cut or workflow_id in self._from_start or workflow_id in self._in_whole
 
     def rows(self, table: str) -> int:
@@ -102,8 +113,11 @@ class TableCheck:
                 yield Drift(table=table, key=key, column="", expected="no row", found="a row")
                 continue
             wanted = row if self._tables[table].written_once else self._reduced(table, row)
+            earlier = key in self._earlier[table]
             for index, (want, have) in enumerate(zip(wanted, self._reduced(table, values), strict=True)):
-                if want != have and not (have is None and (table, key, index) in self._loose):
+                if earlier and columns[index].since > 1:
+                    continue
+                if want != have and not (have is None and (table, key, index) in self._folded.loose):
                     yield Drift(
                         table=table, key=key, column=columns[index].name, expected=_shown(want), found=_shown(have)
                     )
@@ -112,16 +126,20 @@ class TableCheck:
 
     def _reduced(self, name: str, row: Sequence[Any]) -> tuple[Any, ...]:
         values = list(row)
-        for index in self._json[name]:
-            if values[index] is not None:
-                values[index] = json_digest(values[index])
+        for index in self._digested[name]:
+            value = values[index]
+            if value is not None:
+                values[index] = json_digest(value) if isinstance(value, str) else _digest(value)
         return tuple(values)
 
 
 def json_digest(text: str) -> str:
     """A digest that is equal for JSON texts of equal value."""
-    value = _plain(orjson.loads(text))
-    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+    return _digest(orjson.dumps(_plain(orjson.loads(text)), option=orjson.OPT_SORT_KEYS))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _plain(value: Any) -> Any:

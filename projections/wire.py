@@ -33,6 +33,10 @@ def _uuid(value: str) -> bytes:
     return b"\x00\x00\x00\x10" + bytes.fromhex(value.replace("-", ""))
 
 
+def _bytea(value: bytes) -> bytes:
+    return _size(len(value)) + value
+
+
 def _jsonb(value: str) -> bytes:
     data = value.encode()
     return _size(len(data) + 1) + b"\x01" + data
@@ -50,6 +54,7 @@ KINDS = {
     "text": Kind("text", 25, _text),
     "uuid": Kind("uuid", 2950, _uuid),
     "jsonb": Kind("jsonb", 3802, _jsonb),
+    "bytea": Kind("bytea", 17, _bytea),
     "time": Kind("timestamptz", 1184, lambda value: _long(8, value - _EPOCH_US)),
     "int": Kind("int4", 23, lambda value: _int(4, value)),
     "bigint": Kind("int8", 20, lambda value: _long(8, value)),

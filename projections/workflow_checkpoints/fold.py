@@ -1,23 +1,27 @@
-"""Every checkpoint in the log, verified or not: one row each, written once."""
+"""Every checkpoint in the log, verified or not: one row each, written once, until its retention ends.
+
+`verified` is what the record itself says; what was found later, or with keys, is in `workflow_checkpoint_rejections`.
+A checkpoint that comes again after it expired has its row again, with its place in the log.
+"""
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from engine.events import Delivered
-from projections.kit import Table, Touch, columns, once
-from projections.values import json_text, state_text, text
-from schemas.records.events import CheckpointCreated
+from projections.kit import Table, Touch, columns, once, redaction_of
+from projections.values import json_text, rejection_of, state_text, text, text_or_none
+from schemas.records.events import CheckpointCreated, CheckpointsExpired
 
 
 def _made(event: Delivered) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, CheckpointCreated)
-    rejection = None if event.rejection is None else f"{event.rejection[0]}: {event.rejection[1]}"
+    rejection = rejection_of(event)
     verified = rejection is None and not r.evidence
-    state = state_text(
-        r.state, codec=r.codec, size_bytes=r.size_bytes, digest=r.digest, rejected=rejection, proven=verified
-    )
+    proven = verified and event.unreadable is None
+    state, hidden = state_text(r, rejected=rejection, proven=proven, redaction=redaction_of(event))
     return (
         r.checkpoint_id,
         r.workflow_id,
@@ -29,7 +33,7 @@ def _made(event: Delivered) -> tuple[Any, ...]:
         text(r.digest),
         r.size_bytes,
         r.codec != "identity",
-        json_text(r.metadata),
+        json_text(r.metadata, redaction_of(event)),
         event.timestamp_us,
         r.sequence,
         verified,
@@ -38,6 +42,11 @@ def _made(event: Delivered) -> tuple[Any, ...]:
         text(r.chain_digest),
         event.partition,
         event.offset,
+        r.epoch,
+        text(r.codec),
+        text(r.protection),
+        text_or_none(r.claim_uri),
+        hidden,
     )
 
 
@@ -67,7 +76,9 @@ TABLE = Table(
         chain_digest="text",
         log_partition="int",
         log_offset="bigint",
-    ),
+    )
+    + columns(2, epoch="int", codec="text", protection="text", claim_uri="text", redacted="bool"),
     touches={CheckpointCreated: Touch(_key, once(_made))},
+    removes={CheckpointsExpired: attrgetter("checkpoint_ids")},
     written_once=True,
 )

@@ -2,7 +2,8 @@
 
 status: open, recovering, waiting_for_human, recovered, failed, joined (belongs to the repair of `root_error_id`), or
 ignored (the workflow had ended, or too many errors were open).
-`recovery_successful` is null while a repair is in flight.
+`recovery_successful` is null while a repair is in flight. Texts that are sealed stay so: "(sealed)" stands for the
+message, and `sealed` holds the bytes for who has the key.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine.events import Delivered
-from projections.kit import Table, Touch, change, columns, once
+from projections.kit import Table, Touch, change, columns, once, redaction_of
 from projections.values import json_text, text, text_or_none
 from schemas.records.events import (
     ErrorClassified,
@@ -47,6 +48,8 @@ class Row(NamedTuple):
     root_error_id: str | None
     workflow_type: str
     updated_at: int
+    reason: str | None
+    sealed: bytes | None
 
 
 def _occurred(event: Delivered) -> Row:
@@ -60,7 +63,7 @@ def _occurred(event: Delivered) -> Row:
         error_severity="medium",
         error_message=text(r.error_message),
         stack_trace=text_or_none(r.stack_trace),
-        context=json_text(r.context),
+        context=json_text(r.context, redaction_of(event)),
         checkpoint_id=r.checkpoint_id,
         recovery_strategy=None,
         recovery_successful=None,
@@ -73,6 +76,8 @@ def _occurred(event: Delivered) -> Row:
         root_error_id=None,
         workflow_type=text(r.workflow_type),
         updated_at=event.timestamp_us,
+        reason=text_or_none(r.reason),
+        sealed=r.sealed,
     )
 
 
@@ -152,7 +157,8 @@ TABLE = Table(
         root_error_id="uuid",
         workflow_type="text",
         updated_at="time",
-    ),
+    )
+    + columns(2, reason="text", sealed="bytea"),
     touches={
         WorkflowErrorOccurred: Touch(_error_id, once(_occurred)),
         ErrorClassified: Touch(_error_id, change(_classified)),

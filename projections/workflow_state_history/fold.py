@@ -1,36 +1,45 @@
-"""Every version of a workflow's state: what was checkpointed (and verified), persisted or restored."""
+"""Every version of a workflow's state: what was checkpointed (and verified), persisted or restored.
+
+Versions go with their retention, like checkpoints. `reason` and `restored_at`: why and when a state was restored.
+"""
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from engine.events import Delivered
-from projections.kit import Table, Touch, columns, once
-from projections.values import state_text, text
-from schemas.records.events import CheckpointCreated, StatePersisted, StateRestored
-
-
-def _state(r: CheckpointCreated | StatePersisted | StateRestored) -> str:
-    proven = isinstance(r, CheckpointCreated)  # only what verified on arrival gets here
-    return state_text(r.state, codec=r.codec, size_bytes=r.size_bytes, digest=r.digest, rejected=None, proven=proven)
+from projections.kit import Table, Touch, columns, once, redaction_of
+from projections.values import rejection_of, state_text, text, text_or_none
+from schemas.records.events import CheckpointCreated, CheckpointsExpired, StatePersisted, StateRestored
 
 
 def _row(event: Delivered, version: str, source: str, restored_from: str | None, restore_count: int) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, CheckpointCreated | StatePersisted | StateRestored)
+    # Only checkpoints that verified on arrival, or could not be looked into, get here.
+    proven = isinstance(r, CheckpointCreated) and event.unreadable is None
+    state, hidden = state_text(r, proven=proven, redaction=redaction_of(event))
     return (
         r.event_id,
         r.workflow_id,
         text(version),
         text(r.step_id),
         text(r.status),
-        _state(r),
+        state,
         r.occurred_at,
         restored_from,
         restore_count,
         event.timestamp_us,
         source,
         text(r.state_version),
+        None if isinstance(r, StatePersisted) else r.epoch,
+        text(r.codec),
+        text(r.protection),
+        text_or_none(r.claim_uri),
+        r.restored_at if isinstance(r, StateRestored) else None,
+        text_or_none(r.reason) if isinstance(r, StateRestored) else None,
+        hidden,
     )
 
 
@@ -55,7 +64,7 @@ def _restored(event: Delivered) -> tuple[Any, ...]:
 def _verified_key(event: Delivered) -> str | None:
     r = event.record
     assert isinstance(r, CheckpointCreated)
-    return None if event.rejection is not None or r.evidence else r.event_id
+    return None if r.evidence or rejection_of(event) is not None else r.event_id
 
 
 def _event_key(event: Delivered) -> str:
@@ -77,12 +86,23 @@ TABLE = Table(
         created_at="time",
         source="text",
         state_version="text",
+    )
+    + columns(
+        2,
+        epoch="int",
+        codec="text",
+        protection="text",
+        claim_uri="text",
+        restored_at="time",
+        reason="text",
+        redacted="bool",
     ),
     touches={
         CheckpointCreated: Touch(_verified_key, once(_checkpointed)),
         StatePersisted: Touch(_event_key, once(_persisted)),
         StateRestored: Touch(_event_key, once(_restored)),
     },
+    removes={CheckpointsExpired: attrgetter("event_ids")},
     written_once=True,
     twin="workflow_checkpoints",
 )

@@ -1,7 +1,8 @@
 """Workflows as people ask for them: where they stand, since when, and whether somebody has to look.
 
 status, the first that holds: completed, failed, cancelled; waiting_for_human; paused; recovering; running. No event
-moves a row twice: what is counted is kept as a set, so an event that comes again changes nothing.
+moves a row twice: what is counted is kept as a set, and what opens and closes a repair, or pauses, is known by its id,
+so that one which comes again after it was undone changes nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +36,17 @@ from schemas.records.events import (
 _TERMINAL = frozenset({"completed", "failed", "cancelled"})
 _WAITS = "waiting_for_human"
 _INT_MAX = 2**31 - 1
+#: Facts known by their ids: more than the budgets of a workflow make of them (30 attempts, by default).
+_KNOWN_MAX = 128
+#: Of an id so many hexadecimal digits are kept, and a comma.
+_KNOWN_CHARS = 17
 
 
 class Row(NamedTuple):
-    """A row of `workflows`. JSON: `completed`, a list of step ids; `repairs`, error id to how its repair stands."""
+    """A row of `workflows`. JSON: `completed`, a list of step ids; `repairs`, error id to how its repair stands.
+
+    `known`: beginnings of the ids of the last facts that were folded by `_first_time`.
+    """
 
     id: str
     workflow_type: str
@@ -57,6 +65,7 @@ class Row(NamedTuple):
     updated_at: int
     log_partition: int
     first_offset: int
+    known: str
 
 
 def _first(event: Delivered) -> Row:
@@ -79,6 +88,7 @@ def _first(event: Delivered) -> Row:
         updated_at=event.timestamp_us,
         log_partition=event.partition,
         first_offset=event.offset,
+        known="",
     )
 
 
@@ -191,6 +201,19 @@ def _live(update: Fold) -> Fold:
     return fold
 
 
+def _first_time(update: Fold) -> Fold:
+    """A fact counts once, however often it comes."""
+
+    def fold(row: Row, event: Delivered) -> Row:
+        digits = event.record.event_id.replace("-", "")[: _KNOWN_CHARS - 1] + ","
+        if digits in row.known:
+            return row
+        changed: Row = update(row, event)
+        return changed._replace(known=(row.known + digits)[-_KNOWN_MAX * _KNOWN_CHARS :])
+
+    return fold
+
+
 def _workflow_id(event: Delivered) -> str:
     return event.record.workflow_id
 
@@ -216,7 +239,8 @@ TABLE = Table(
         updated_at="time",
         log_partition="int",
         first_offset="bigint",
-    ),
+    )
+    + columns(2, known="text"),
     touches={
         kind: Touch(_workflow_id, _live(fold))
         for kind, fold in (
@@ -224,13 +248,13 @@ TABLE = Table(
             (StepStarted, _step_started),
             (StepCompleted, _step_completed),
             (WorkflowErrorOccurred, _seen),
-            (RecoveryDecided, _decided),
-            (RecoveryAttemptFinished, _recovered),
-            (InterventionRequested, _asked),
-            (InterventionResolved, _answered),
+            (RecoveryDecided, _first_time(_decided)),
+            (RecoveryAttemptFinished, _first_time(_recovered)),
+            (InterventionRequested, _first_time(_asked)),
+            (InterventionResolved, _first_time(_answered)),
             (StateRestored, _restored),
-            (WorkflowPaused, _paused),
-            (WorkflowResumed, _resumed),
+            (WorkflowPaused, _first_time(_paused)),
+            (WorkflowResumed, _first_time(_resumed)),
             (WorkflowCompleted, _ended("completed")),
             (WorkflowFailed, _ended("failed")),
             (WorkflowCancelled, _ended("cancelled")),

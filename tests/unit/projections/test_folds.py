@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from engine.events import Delivered
 from engine.policy import default_policy
@@ -284,6 +284,19 @@ def test_events_that_come_twice_change_nothing_but_the_time_of_change(made: list
 
 @settings(max_examples=100, deadline=None)
 @given(moves)
+@example(
+    [  # a decision comes again after its repair is over
+        ("start", "a"),
+        ("start", "a"),
+        ("start", "b"),
+        ("start", "c"),
+        ("complete", "a"),
+        ("wait", 400000),
+        ("start", "a"),
+        ("complete", "c"),
+        ("again", 189),
+    ]
+)
 def test_tables_agree_with_the_engine_about_what_is_open(made: list[tuple[object, ...]]) -> None:
     world = World(POLICY)
     service = Service(world, STEPS)

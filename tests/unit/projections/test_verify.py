@@ -71,7 +71,7 @@ def test_a_row_that_nothing_made_is_found(world: World) -> None:
 def test_a_column_that_was_changed_is_found(world: World, column: str) -> None:
     check, rows = folded(world)
     first, *others = rows["workflow_errors"].values()
-    other = '{"changed":true}' if column == "context" else "changed"
+    other = {"context": '{"changed":true}', "sealed": b"changed"}.get(column, "changed")
     (drift,) = check.compare("workflow_errors", [changed(first, column, other), *others])
     assert (drift.key, drift.column) == (first[0], column)
 
