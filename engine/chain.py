@@ -77,9 +77,12 @@ def _next_of_epoch(state: WorkflowState, record: CheckpointCreated) -> Verdict:
     return _SOUND
 
 
-def follow(state: WorkflowState, record: CheckpointCreated, verdict: Verdict) -> None:
-    """Move the tip to a checkpoint whose link holds; a broken one leaves it unproven."""
-    if verdict.repeated or verdict.stale:
+def follow(state: WorkflowState, record: CheckpointCreated, verdict: Verdict, *, damaged: bool = False) -> None:
+    """Move the tip to a checkpoint whose link holds; a broken one leaves it unproven.
+
+    What a `damaged` record says is believed only when it links to what is known.
+    """
+    if verdict.repeated or verdict.stale or (damaged and state.tip is None):
         return
     if verdict.reason:
         state.tip = None

@@ -188,7 +188,7 @@ def _checkpoint(state: WorkflowState, record: CheckpointCreated, event: Delivere
         chain.follow(state, record, verdict)
         state.add_checkpoint(record, event.offset, state.step_index(record.step_id))
     elif state.first_sight(record.event_id):
-        chain.follow(state, record, verdict)
+        chain.follow(state, record, verdict, damaged=event.rejection is not None)
         state.transitions = (Transition("rejected", detail=rejection[1], outcome=rejection[0]),)
     return True
 

@@ -23,7 +23,7 @@ from .decide import decide
 from .effects import Append
 from .events import Delivered
 from .fold import evolve
-from .inspection import deliver
+from .inspection import Inspector
 from .policy import Policy
 from .state import WorkflowState
 from .timers import due, next_due_us
@@ -38,8 +38,9 @@ START_US = 1_800_000_000_000_000
 class World:
     """One partition, one engine. What the engine appends is folded after what stands before it, as in the log."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, inspector: Inspector | None = None) -> None:
         self.policy = policy
+        self.inspector = inspector or Inspector()
         self.now_us = START_US
         self.log: list[Delivered] = []
         self.commands: list[Command] = []
@@ -54,7 +55,7 @@ class World:
 
     def append(self, record: Record) -> Delivered:
         """Write a record to the log, without folding it yet."""
-        event = deliver(record, 0, len(self.log), self.now_us)
+        event = self.inspector.deliver(record, 0, len(self.log), self.now_us)
         self.log.append(event)
         return event
 
