@@ -14,21 +14,27 @@ client.serve()                       # carry out recovery commands until SIGTERM
 from __future__ import annotations
 
 from ._schemas.errors import ConfigError, KintsugiError, RetriableError, StateError
+from ._schemas.migrations import Migrations
+from ._schemas.objects import ObjectStoreError
 from ._schemas.records.events import StepSpec
 from .client import Client
 from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, RestoreError, SupersededError
 from .outbox import Undelivered
+from .policy import CheckpointPolicy
 from .step import StepContext
 from .types import WorkflowType
 from .workflow import Workflow
 
 __all__ = [
     "BufferFullError",
+    "CheckpointPolicy",
     "Client",
     "ClosedError",
     "ConfigError",
     "KintsugiError",
+    "Migrations",
     "NotDeliveredError",
+    "ObjectStoreError",
     "PausedError",
     "RestoreError",
     "RetriableError",

@@ -1,4 +1,4 @@
-"""From a state to the record that keeps it: canonical JSON, digest, chain, compression."""
+"""From a state to bytes: canonical JSON, digest, chain, compression; and what is kept of a state that is none."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._schemas.canonical import canonical_bytes, chain_digest_of, compress, digest_of
-from ._schemas.errors import StateError
-from .texts import describe, represent
+from ._schemas.errors import RetriableError, StateError
+from .bounded import Bounded
+from .policy import CheckpointPolicy
+from .texts import describe, outline
 
-#: The story's `compression` block.
-COMPRESS_FROM_BYTES = 1024
-#: The story's `critical_steps`; a service that names its steps otherwise gives its own, or declares steps critical.
-CRITICAL_STEPS_DEFAULT = frozenset({"code_generation", "build", "test", "deployment"})
 EVIDENCE_TEXT_MAX = 100_000
+#: How long an error waits for objects in its state to say what they are.
+EVIDENCE_TIMEOUT_S = 2.0
 _REASON_MAX = 500
+_bounded = Bounded()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A state as it is written into a record."""
+    """A state as it is kept."""
 
     codec: str
     size_bytes: int
@@ -39,15 +40,8 @@ class Stored:
     state: bytes
 
     def fields(self) -> dict[str, Any]:
-        """The record fields of a state."""
-        return {"codec": self.codec, "size_bytes": self.size_bytes, "digest": self.digest, "state": self.state}
-
-
-def store(document: Mapping[str, Any], *, codec: str = "gzip") -> Stored:
-    """Canonical, digested, compressed. StateError names the path that is no JSON data, or the limit."""
-    data = canonical(document)
-    used, stored = compress(data, codec=codec, min_size_bytes=COMPRESS_FROM_BYTES)
-    return Stored(codec=used, size_bytes=len(data), digest=digest_of(data), state=stored)
+        """The record fields that tell of it."""
+        return {"codec": self.codec, "size_bytes": self.size_bytes, "digest": self.digest}
 
 
 def canonical(value: Any) -> bytes:
@@ -58,28 +52,41 @@ def canonical(value: Any) -> bytes:
         raise StateError("structure", f"the state was changed while it was being saved: {error}") from error
 
 
-def store_evidence(document: Mapping[str, Any], *, codec: str = "gzip") -> Stored:
-    """As `store`, but a state that is no JSON data is kept as a repr with a marker: evidence needs no validity."""
+def evidence(document: Mapping[str, Any]) -> bytes:
+    """As `canonical`, but a state that is no JSON data is kept as a repr with a marker: evidence needs no validity.
+
+    Never raises, and ends in bounded time whatever the state holds.
+    """
     try:
-        return store(document, codec=codec)
+        return canonical(document)
     except Exception as error:
         marker = {
             "$kintsugi": "repr",
             "reason": describe(error, _REASON_MAX),
-            "repr": represent(document.get("data"), EVIDENCE_TEXT_MAX),
+            "repr": _outline(document.get("data")),
             **{k: describe(document[k]) for k in ("workflow_id", "step_id", "status") if k in document},
         }
-        return store(marker, codec=codec)
+        return canonical(marker)
+
+
+def _outline(data: object) -> str:
+    try:
+        return _bounded.call("repr", lambda: outline(data, EVIDENCE_TEXT_MAX), EVIDENCE_TIMEOUT_S)
+    except RetriableError as error:
+        return f"<{type(data).__name__}: {error}>"
+    except BaseException as error:  # an object may raise what it likes
+        return f"<{type(data).__name__}: repr() failed with {type(error).__name__}>"
+
+
+def pack(data: bytes, policy: CheckpointPolicy) -> Stored:
+    """Digested, and compressed as the policy says."""
+    codec, stored = compress(data, codec=policy.codec, min_size_bytes=policy.compress_from_bytes)
+    return Stored(codec=codec, size_bytes=len(data), digest=digest_of(data), state=stored)
 
 
 def next_link(chain: Chain, digest: str) -> Chain:
     """The chain with one more checkpoint."""
     return Chain(chain.sequence + 1, digest, chain_digest_of(chain.chain_digest, digest))
-
-
-def type_of(moment: str, *, critical: bool) -> str:
-    """The checkpoint's type, by rule: a completed critical step is a critical point."""
-    return "critical_point" if moment == "step_complete" and critical else moment
 
 
 def new_id() -> str:

@@ -17,23 +17,25 @@ from typing import Any
 from ._schemas.canonical import canonical_bytes
 from ._schemas.codec import Codec
 from ._schemas.errors import ConfigError, StateError
+from ._schemas.keystore import keys_optional
 from ._schemas.migrations import Migrations
 from ._schemas.records import Command
 from ._schemas.records.events import StepSpec
 from ._schemas.registry import Registry
-from .checkpoints import CRITICAL_STEPS_DEFAULT
 from .commands import Commands
 from .errors import ClosedError
 from .history import History
 from .inbox import Inbox
 from .listener import Listener
 from .outbox import Interceptor, Outbox, Undelivered
+from .policy import CheckpointPolicy
 from .restore import Restorer
 from .run import Run
 from .schema_ids import SchemaIds
 from .settings import Settings
 from .texts import clean
-from .types import CHECKPOINT_TYPES, WorkflowType
+from .types import WorkflowType
+from .vault import CLAIM_FROM_BYTES, Vault
 from .work import Work
 from .workflow import Workflow
 
@@ -64,6 +66,11 @@ class Client:
         config: Mapping[str, Any] | None = None,
         producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
+        objects: str = "",
+        keys: str = "",
+        keys_optional: bool = False,
+        protection: str | None = None,
+        claim_from_bytes: int = CLAIM_FROM_BYTES,
     ) -> None:
         if not service or len(service) > _SERVICE_MAX or clean(service, _SERVICE_MAX) != service:
             raise ConfigError(f"service: {service!r:.80} must be text of 1 to {_SERVICE_MAX} characters")
@@ -79,11 +86,18 @@ class Client:
             of_producer=producer_config or {},
             of_consumer=consumer_config or {},
         )
+        self.vault = Vault.open(keys, objects, protection, claim_from_bytes)
         self._registry = Registry(registry) if registry else None
         ids = SchemaIds(self._registry) if self._registry is not None else None
         self.outbox = Outbox(self._settings, ids, tuple(interceptors))
-        self.reader = History(self._settings.reader(), Codec(self._registry))
-        self.restorer = Restorer(self.reader)
+        self.reader = History(self._settings.reader(), Codec(self._registry), self.vault.objects)
+        keystore = self.vault.keystore
+        self.restorer = Restorer(
+            self.reader,
+            keys=None if keystore is None else keystore.get,
+            keys_optional=keys_optional,
+            objects=self.vault.objects,
+        )
         self.work = Work(self, workers)
         self._commands = Commands(self)
         self._types: dict[str, WorkflowType] = {}
@@ -92,12 +106,33 @@ class Client:
         atexit.register(self._at_exit)
 
     @classmethod
-    def connect(cls, service: str, *, kafka: str | None = None, registry: str | None = None, **options: Any) -> Client:
-        """Connect with the given addresses, else KINTSUGI_KAFKA and KINTSUGI_REGISTRY. Kafka need not be there yet."""
-        kafka = kafka or os.environ.get("KINTSUGI_KAFKA")
+    def connect(
+        cls,
+        service: str,
+        *,
+        kafka: str | None = None,
+        registry: str | None = None,
+        objects: str | None = None,
+        keys: str | None = None,
+        **options: Any,
+    ) -> Client:
+        """Connect with the given addresses, else KINTSUGI_KAFKA, KINTSUGI_REGISTRY, KINTSUGI_OBJECTS and KINTSUGI_KEYS.
+
+        Kafka need not be there yet. An empty text is none. Options are those of the class.
+        """
+        given = os.environ.get
+        kafka = kafka or given("KINTSUGI_KAFKA")
         if not kafka:
             raise ConfigError("KINTSUGI_KAFKA is not set", hint="Client.connect(..., kafka='host:9092')")
-        return cls(service, kafka=kafka, registry=registry or os.environ.get("KINTSUGI_REGISTRY") or None, **options)
+        options.setdefault("keys_optional", keys_optional())
+        return cls(
+            service,
+            kafka=kafka,
+            registry=registry or given("KINTSUGI_REGISTRY") or None,
+            objects=given("KINTSUGI_OBJECTS", "") if objects is None else objects,
+            keys=given("KINTSUGI_KEYS", "") if keys is None else keys,
+            **options,
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -112,12 +147,18 @@ class Client:
         version: str = "1",
         steps: Sequence[StepSpec] = (),
         timeout_ms: int | None = None,
-        checkpoint_types: Sequence[str] = CHECKPOINT_TYPES,
-        critical_steps: Collection[str] = CRITICAL_STEPS_DEFAULT,
-        codec: str = "gzip",
+        checkpoints: CheckpointPolicy | Mapping[str, Any] | None = None,
+        checkpoint_types: Collection[str] | None = None,
+        critical_steps: Collection[str] | None = None,
+        codec: str | None = None,
+        state_schema: Mapping[str, Any] | None = None,
         migrations: Migrations | None = None,
     ) -> WorkflowType:
-        """Declare a workflow type of this service, before `listen`."""
+        """Declare a workflow type of this service, before `listen`.
+
+        `checkpoints` is a CheckpointPolicy, or the `checkpoints` block of a policy file; or give single parts of it.
+        `state_schema` is the JSON Schema (draft 2020-12) of the state's data in this version.
+        """
         if name in self._types:
             raise ConfigError(f"workflow type {name!r} is declared twice")
         if self._listener is not None:
@@ -128,9 +169,8 @@ class Client:
             version=version,
             steps=steps,
             timeout_ms=timeout_ms,
-            checkpoint_types=checkpoint_types,
-            critical_steps=critical_steps,
-            codec=codec,
+            policy=_policy(name, checkpoints, types=checkpoint_types, critical_steps=critical_steps, codec=codec),
+            state_schema=state_schema,
             migrations=migrations,
         )
         return kind
@@ -167,9 +207,10 @@ class Client:
         return self.close()
 
     def stats(self) -> dict[str, int]:
-        """Counters: commands by what became of them, workflows here, runs waiting, threads left behind."""
+        """Counters: commands and states by what became of them, workflows here, runs waiting, threads left behind."""
         return {
             **self._commands.counts(),
+            **self.vault.counts(),
             "unreadable": self._listener.unreadable if self._listener else 0,
             "workflows": len(self.work.all()),
             "queued": self.work.runner.queued,
@@ -235,6 +276,7 @@ class Client:
         run.data = json.loads(text)
         workflow = self.work.adopt(kind, workflow_id, run)
         try:
+            self.vault.prepare(workflow.workflow_id)
             workflow.announce(text)
             if run_steps:
                 self.work.submit(workflow, run)
@@ -253,6 +295,18 @@ class Client:
         """Remember how a command ended, for when a copy of it arrives."""
         if self._listener is not None:
             self._listener.ledger.settle(command_id, status)
+
+
+def _policy(name: str, given: CheckpointPolicy | Mapping[str, Any] | None, **parts: Any) -> CheckpointPolicy:
+    parts = {part: value for part, value in parts.items() if value is not None}
+    try:
+        if given is None:
+            return CheckpointPolicy(**parts)
+        if parts:
+            raise ConfigError(f"checkpoints and {', '.join(parts)}: give the one or the others")
+        return given if isinstance(given, CheckpointPolicy) else CheckpointPolicy.from_block(given)
+    except ConfigError as error:
+        raise ConfigError(f"workflow type {name!r:.80}: {error}", hint=error.hint) from error
 
 
 def _input_text(data: Any) -> str:

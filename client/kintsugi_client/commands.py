@@ -127,7 +127,7 @@ class Commands:
             duplicate=duplicate,
             reason=reason,
         )
-        delivery = self._client.outbox.send(record, parent=received.trace)
+        delivery = self._client.outbox.send(self._client.vault.seal_texts(record), parent=received.trace)
         if not duplicate:
             self._count(status)
         return delivery

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .turns import Turns
+
 #: Says how a command ended: status, detail, and the short reason of a failed restore.
 Answer = Callable[[str, str | None, str | None], None]
 
@@ -35,6 +37,7 @@ class Run:
         "stop",
         "superseded",
         "trace",
+        "turns",
     )
 
     def __init__(
@@ -69,6 +72,8 @@ class Run:
         self.reported = False
         #: A pause that waits for the end of the step.
         self.stop: Pause | None = None
+        #: In which order its states are written.
+        self.turns = Turns()
         self._answer = answer
         self._lock = threading.Lock()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._schemas.records.events import StateMigrated, StateRestored
-from .checkpoints import Chain, now_us, store
+from ._schemas.records.events import StateMigrated
+from .checkpoints import Chain, now_us
 
 if TYPE_CHECKING:
     from ._schemas.migrations import Link
@@ -62,29 +62,33 @@ def take_over(run: Run, before: Run) -> None:
     run.epoch = max(run.epoch, before.epoch)
 
 
-def stand(workflow: Workflow, run: Run, standing: Standing, reason: str | None) -> None:
-    """Let the run begin where it should, and tell the log what was migrated and restored."""
+def stand(workflow: Workflow, run: Run, standing: Standing) -> dict[str, Any]:
+    """Let the run begin where it should; returns what the log is to be told of a restored checkpoint."""
     restores = max(_restores(run.metadata), _restores(standing.metadata))
     run.data, run.completed, run.metadata = standing.data, standing.completed, dict(standing.metadata)
     workflow.chain = _chain(workflow.chain, run, standing)
     run.epoch = max(run.epoch, standing.epoch)
     if standing.checkpoint_id is None:
-        return
-    _tell_migrated(workflow, run, standing)
+        return {}
     restored: dict[str, Any] = {"restored_at": now_us(), "restore_count": restores + 1}
     run.metadata.update(restored, restored_from=standing.checkpoint_id)
-    workflow.tell(
-        StateRestored,
+    return restored
+
+
+def tell_standing(
+    workflow: Workflow, run: Run, standing: Standing, restored: Mapping[str, Any], reason: str | None
+) -> None:
+    """Tell the log what was migrated and restored. Object storage may be asked: the workflow's lock is not held."""
+    if standing.checkpoint_id is None:
+        return
+    _tell_migrated(workflow, run, standing)
+    workflow.saver.restored(
+        standing.step_id,
         run,
         checkpoint_id=standing.checkpoint_id,
-        step_id=standing.step_id,
         command_id=run.command_id,
-        epoch=run.epoch,
-        state_version=workflow.kind.version,
-        status=workflow.status,
         reason=reason,
         **restored,
-        **store(workflow.document(standing.step_id, run), codec=workflow.kind.codec).fields(),
     )
 
 
@@ -107,6 +111,8 @@ def _tell_migrated(workflow: Workflow, run: Run, standing: Standing) -> None:
             digest_before=link.digest_before,
             digest_after=link.digest_after,
             command_id=run.command_id,
+            # States of the versions between are never saved: what they look like does not matter.
+            state_schema=workflow.kind.state_schema if link is standing.links[-1] else None,
         )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import math
 import time
 from types import TracebackType
@@ -13,18 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ._schemas.errors import StateError
 from ._schemas.records.events import ResourceUsageReported, StepCompleted, StepProgressed, StepStarted
 from .checkpoints import new_id
-from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, SupersededError
+from .errors import ClosedError, PausedError, SupersededError
 from .run import Run
+from .saving import CHECKPOINT_TIMEOUT_S
 from .texts import CODE_MAX, MESSAGE_MAX, describe
 
 if TYPE_CHECKING:
     from .workflow import Workflow
 
-#: How long a manual checkpoint waits for the broker before it tells the caller the truth.
-CHECKPOINT_TIMEOUT_S = 10.0
 _COUNT_MAX = 2**31 - 1
-
-log = logging.getLogger("kintsugi_client")
 
 
 class StepContext:
@@ -60,33 +54,19 @@ class StepContext:
     def checkpoint(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
         """Save the state now; returns when the broker has confirmed it. Tells the truth when it has not.
 
-        Raises StateError (the state is no valid data, with its path), BufferFullError, NotDeliveredError or
-        SupersededError.
+        Raises StateError (the state is no valid data, with its path), ObjectStoreError (a large state could not be
+        put into object storage), BufferFullError, NotDeliveredError, RetriableError or SupersededError.
         """
-        checkpoint_id, delivery = self.workflow.checkpoint(self.step_id, run=self.run)
-        delivery.wait(timeout_s)
-        return checkpoint_id
+        return self.workflow.saver.manual(self.step_id, self.run, timeout_s)
 
     async def checkpoint_async(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
-        """`checkpoint` for asyncio code: the event loop goes on while the broker confirms."""
-        loop = asyncio.get_running_loop()
-        known = asyncio.Event()
-
-        def settled() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody waits any more
-                loop.call_soon_threadsafe(known.set)
-
-        # Written here and not in another thread: no coroutine can change the state meanwhile.
-        checkpoint_id, delivery = self.workflow.checkpoint(self.step_id, run=self.run)
-        delivery.then(settled)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(known.wait(), timeout_s)
-        delivery.check(timeout_s)
-        return checkpoint_id
+        """`checkpoint` for asyncio code: the event loop goes on while object storage and the broker confirm."""
+        return await self.workflow.saver.manual_async(self.step_id, self.run, timeout_s)
 
     def persist(self) -> None:
-        """Record a version of the state that is no checkpoint, without waiting. StateError as for `checkpoint`."""
-        self.workflow.persist(self.step_id, run=self.run)
+        """Record a version of the state that is no checkpoint, without waiting for the broker. Raises as `checkpoint`,
+        but for NotDeliveredError."""
+        self.workflow.saver.persist(self.step_id, self.run)
 
     def heartbeat(self, progress: float | None = None, *, token: str | None = None, message: str | None = None) -> None:
         """Say that the step is alive, and how far it is (0 to 1). Raises when this run should end."""
@@ -135,12 +115,11 @@ class StepContext:
             timeout_ms=self._timeout_ms,
             heartbeat_timeout_ms=self._heartbeat_timeout_ms,
         )
-        if "step_start" in workflow.kind.checkpoint_types:
-            try:
-                self._save("step_start")
-            except StateError as error:
-                workflow.report_error(self.step_id, error, run=self.run, step_run_id=self.run_id)
-                raise
+        try:
+            workflow.saver.automatic(self.step_id, "step_start", self.run)
+        except StateError as error:
+            workflow.report_error(self.step_id, error, run=self.run, step_run_id=self.run_id)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
@@ -168,8 +147,7 @@ class StepContext:
         if added:
             run.completed.append(self.step_id)
         try:
-            if "step_complete" in workflow.kind.checkpoint_types:
-                self._save("step_complete")
+            workflow.saver.automatic(self.step_id, "step_complete", run)
         except (SupersededError, ClosedError):
             raise
         except Exception as error:
@@ -187,12 +165,6 @@ class StepContext:
             duration_ms=int((time.monotonic() - self._began_s) * 1000),
         )
         run.step_done(self.step_id)
-
-    def _save(self, moment: str) -> None:
-        try:
-            self.workflow.checkpoint(self.step_id, moment, run=self.run)
-        except (BufferFullError, NotDeliveredError) as error:
-            log.warning("checkpoint of %s at %s: %s", self.workflow.workflow_id, self.step_id, error)
 
 
 def _finite(number: float | None) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import ItemsView, Iterable
 from typing import Any
 
 MESSAGE_MAX = 10_000
@@ -50,6 +51,69 @@ def represent(value: object, limit: int = MESSAGE_MAX) -> str:
     except Exception as error:
         text = f"<{type(value).__name__}: repr() failed with {type(error).__name__}>"
     return clean(text, limit)
+
+
+def outline(value: object, limit: int) -> str:
+    """`repr(value)` of data of any size, depth and shape, also one that holds itself: not much more is looked at than
+    fits. Objects speak for themselves, so a call may take as long as theirs do."""
+    parts: list[str] = []
+    _outline(value, 0, _Budget(limit), parts)
+    return clean("".join(parts), limit)
+
+
+class _Budget:
+    """What an outline may still look at. Its beginning and its end are shown, so twice the limit is written."""
+
+    __slots__ = ("characters", "items")
+
+    def __init__(self, limit: int) -> None:
+        self.characters = 2 * limit
+        self.items = _ITEMS_MAX
+
+    @property
+    def spent(self) -> bool:
+        return self.characters <= 0 or self.items <= 0
+
+
+def _outline(value: object, depth: int, left: _Budget, parts: list[str]) -> None:
+    left.items -= 1
+    kind = type(value)
+    if left.spent or (depth >= _DEPTH_MAX and kind in (dict, list, tuple, set, frozenset)):
+        _write(f"<{kind.__name__}>" if depth >= _DEPTH_MAX else "...", left, parts)
+    elif isinstance(value, str) and kind is str:
+        _write(repr(value if len(value) <= left.characters else clean(value, left.characters)), left, parts)
+    elif kind is dict and isinstance(value, dict):
+        _outline_items(value.items(), "{}", depth, left, parts)
+    elif kind in (list, tuple, set, frozenset) and isinstance(value, list | tuple | set | frozenset):
+        _outline_items(value, "[]" if kind is list else "()" if kind is tuple else "{}", depth, left, parts)
+    elif isinstance(value, bytes | bytearray):
+        _write(repr(value[: left.characters]), left, parts)
+    else:
+        _write(represent(value, max(left.characters, 1)), left, parts)
+
+
+def _outline_items(values: Iterable[Any], marks: str, depth: int, left: _Budget, parts: list[str]) -> None:
+    _write(marks[0], left, parts)
+    pairs = isinstance(values, ItemsView)
+    try:
+        for number, item in enumerate(values):
+            if number:
+                _write(", ", left, parts)
+            if left.spent:
+                _write("...", left, parts)
+                break
+            if pairs:
+                _outline(item[0], depth + 1, left, parts)
+                _write(": ", left, parts)
+            _outline(item[1] if pairs else item, depth + 1, left, parts)
+    except RuntimeError:  # another thread changed it meanwhile
+        _write("<changed meanwhile>", left, parts)
+    _write(marks[1], left, parts)
+
+
+def _write(text: str, left: _Budget, parts: list[str]) -> None:
+    left.characters -= len(text)
+    parts.append(text)
 
 
 def json_text(value: Any, limit: int) -> str | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._schemas.admission import STEPS_MAX
-from ._schemas.canonical import CODECS
-from ._schemas.errors import ConfigError
+from ._schemas.errors import ConfigError, StateError
 from ._schemas.migrations import Migration, Migrations
 from ._schemas.records import COMMAND_TYPES, Command
 from ._schemas.records.events import StepSpec
-from .checkpoints import CRITICAL_STEPS_DEFAULT
+from ._schemas.state_schema import compiled, schema_text
+from .policy import CheckpointPolicy
 from .run import Run
 from .step import StepContext
 from .texts import STEP_ID_MAX, clean
@@ -26,7 +26,6 @@ StepFunction = Callable[[StepContext], Any]
 #: A handler is given the command and the workflow (None when it is not in this process); what it raises is "failed".
 CommandHandler = Callable[[Command, Workflow | None], Any]
 
-CHECKPOINT_TYPES = ("step_start", "step_complete")
 _NAME_MAX = 255
 _VERSION_MAX = 50
 #: What the engine's records can hold.
@@ -44,30 +43,23 @@ class WorkflowType:
         version: str,
         steps: Sequence[StepSpec] = (),
         timeout_ms: int | None = None,
-        checkpoint_types: Sequence[str] = CHECKPOINT_TYPES,
-        critical_steps: Collection[str] = CRITICAL_STEPS_DEFAULT,
-        codec: str = "gzip",
+        policy: CheckpointPolicy,
+        state_schema: Mapping[str, Any] | None = None,
         migrations: Migrations | None = None,
     ) -> None:
         _check_text("workflow type", name, _NAME_MAX)
         _check_text(f"workflow type {name!r}: version", version, _VERSION_MAX)
         _check_timeout(f"workflow type {name!r}: timeout_ms", timeout_ms)
-        if codec not in CODECS:
-            raise ConfigError(f"workflow type {name!r}: codec {codec!r} is none of {', '.join(CODECS)}")
-        unknown = [t for t in checkpoint_types if t not in CHECKPOINT_TYPES]
-        if unknown:
-            allowed = ", ".join(CHECKPOINT_TYPES)
-            raise ConfigError(f"workflow type {name!r}: checkpoint type {unknown[0]!r} is none of {allowed}")
         self.name = name
         self.version = version
         self.timeout_ms = timeout_ms
-        self.checkpoint_types = frozenset(checkpoint_types)
-        self.codec = codec
+        self.policy = policy
+        #: What `data` looks like in this version, as it travels in the log.
+        self.state_schema = None if state_schema is None else _schema_text(name, state_schema)
         self.migrations = Migrations() if migrations is None else migrations
         self.functions: dict[str, StepFunction] = {}
         self.handlers: dict[str, CommandHandler] = {}
         self._client = client
-        self._critical_steps = frozenset(critical_steps)
         self._specs: dict[str, StepSpec] = {}
         for spec in steps:
             self._declare(spec)
@@ -87,7 +79,12 @@ class WorkflowType:
     def is_critical(self, step_id: str) -> bool:
         """Whether the step's completion makes a critical point."""
         spec = self._specs.get(step_id)
-        return step_id in self._critical_steps or (spec is not None and spec.critical)
+        return step_id in self.policy.critical_steps or (spec is not None and spec.critical)
+
+    def check_data(self, data: object) -> None:
+        """StateError "schema" with the path that is not as the state's JSON Schema says."""
+        if self.state_schema is not None:
+            compiled(self.state_schema).validate(data)
 
     def check_step(self, step_id: str, timeout_ms: int | None) -> None:
         """ConfigError for a step that no reader would accept. Steps that were not declared are allowed."""
@@ -190,6 +187,15 @@ def wait_for(result: Any) -> None:
 
 async def _await(result: Awaitable[Any]) -> None:
     await result
+
+
+def _schema_text(name: str, schema: Mapping[str, Any]) -> str:
+    if not isinstance(schema, Mapping):
+        raise ConfigError(f"workflow type {name!r}: state_schema is a mapping, not {type(schema).__name__}")
+    try:
+        return schema_text(schema)
+    except StateError as error:
+        raise ConfigError(f"workflow type {name!r}: state_schema: {error}") from error
 
 
 def _check_text(what: str, text: str, limit: int) -> None:

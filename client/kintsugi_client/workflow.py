@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._schemas.errors import KintsugiError
 from ._schemas.records import Record
 from ._schemas.records.events import (
-    CheckpointCreated,
-    StatePersisted,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowErrorOccurred,
@@ -20,12 +18,13 @@ from ._schemas.records.events import (
     WorkflowResumed,
     WorkflowStarted,
 )
-from .checkpoints import Chain, new_id, next_link, now_us, store, store_evidence, type_of
+from .checkpoints import Chain, new_id, now_us
 from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, SupersededError
 from .outbox import Delivery
 from .run import Pause, Run
+from .saving import CHECKPOINT_TIMEOUT_S, Saver
 from .settings import Seldom
-from .standing import Standing, stand, take_over
+from .standing import Standing, stand, take_over, tell_standing
 from .step import StepContext
 from .texts import CODE_MAX, CONTEXT_MAX, MESSAGE_MAX, RESULT_MAX, STACK_MAX, STEP_ID_MAX, clean, describe, json_text
 
@@ -53,6 +52,8 @@ class Workflow:
         self.stands = False
         self._own_run = run
         self._client = client
+        self.vault = client.vault
+        self.saver = Saver(self)
         self._lock = threading.RLock()
         self._started: Delivery | None = None
 
@@ -77,20 +78,41 @@ class Workflow:
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def emit(self, kind: type[R], run: Run, **fields: Any) -> Delivery:
-        """Write one event. SupersededError when `run` is no longer this workflow's."""
+    def make(self, kind: type[R], **fields: Any) -> R:
+        """An event of this workflow, not yet written."""
+        return kind(
+            event_id=new_id(),
+            workflow_id=self.workflow_id,
+            workflow_type=self.kind.name,
+            occurred_at=now_us(),
+            producer=self._client.producer_name,
+            **fields,
+        )
+
+    def send(self, record: Record, run: Run) -> Delivery:
+        """Write an event. SupersededError when `run` is no longer this workflow's."""
         with self._lock:
-            if run.superseded.is_set() or run is not self.run:
-                raise SupersededError("a command has replaced this run")
-            record = kind(
-                event_id=new_id(),
-                workflow_id=self.workflow_id,
-                workflow_type=self.kind.name,
-                occurred_at=now_us(),
-                producer=self._client.producer_name,
-                **fields,
-            )
+            self.check(run)
             return self._client.outbox.send(record, parent=run.trace)
+
+    def send_link(self, record: Record, run: Run, before: Chain, after: Chain) -> Delivery:
+        """Write a checkpoint that was chained to `before`. Raises as `send`."""
+        with self._lock:
+            if self.chain is not before:
+                raise SupersededError("the workflow was restored while its state was being saved")
+            delivery = self.send(record, run)
+            self.chain = after
+            return delivery
+
+    def check(self, run: Run) -> None:
+        """SupersededError when `run` is no longer this workflow's."""
+        if run.superseded.is_set() or run is not self.run:
+            raise SupersededError("a command has replaced this run")
+
+    def emit(self, kind: type[R], run: Run, **fields: Any) -> Delivery:
+        """Make an event and write it, with its texts sealed where states are. Raises as `send`."""
+        self.check(run)
+        return self.send(self.vault.seal_texts(self.make(kind, **fields)), run)
 
     def tell(self, kind: type[R], run: Run, **fields: Any) -> Delivery | None:
         """As `emit`, for events whose loss must not stop the step: a full buffer is counted and logged."""
@@ -110,6 +132,8 @@ class Workflow:
             steps=self.kind.specs(),
             timeout_ms=self.kind.timeout_ms,
             input=input_text,
+            state_version=self.kind.version,
+            state_schema=self.kind.state_schema,
         )
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -127,53 +151,21 @@ class Workflow:
             "metadata": run.metadata,
         }
 
-    def checkpoint(
-        self, step_id: str, moment: str = "manual", *, run: Run | None = None, evidence: bool = False
-    ) -> tuple[str, Delivery]:
-        """Write a checkpoint; returns its id and its delivery. StateError when the state is no valid data."""
-        run = run or self._own_run
-        with self._lock:
-            keep = store_evidence if evidence else store
-            kept = keep(self.document(step_id, run), codec=self.kind.codec)
-            link = next_link(self.chain, kept.digest)
-            checkpoint_id = new_id()
-            delivery = self.emit(
-                CheckpointCreated,
-                run,
-                checkpoint_id=checkpoint_id,
-                step_id=step_id,
-                checkpoint_type=type_of(moment, critical=self.kind.is_critical(step_id)),
-                sequence=link.sequence,
-                epoch=run.epoch,
-                state_version=self.kind.version,
-                parent_digest=self.chain.digest,
-                chain_digest=link.chain_digest,
-                status=self.status,
-                evidence=evidence,
-                **kept.fields(),
-            )
-            self.chain = link
-            return checkpoint_id, delivery
+    def checkpoint(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
+        """Save the state now, in a step or between two, under the last completed step: see `StepContext.checkpoint`."""
+        return self.saver.manual(self._stands_at(), self._own_run, timeout_s)
 
-    def persist(self, step_id: str, *, run: Run | None = None) -> Delivery:
-        """Record a version of the state that is no checkpoint."""
-        run = run or self._own_run
-        with self._lock:
-            number = int(run.metadata.get("persisted", 0)) + 1
-            metadata, run.metadata = run.metadata, {**run.metadata, "persisted": number}
-            try:
-                return self.emit(
-                    StatePersisted,
-                    run,
-                    step_id=step_id,
-                    version=str(number),
-                    state_version=self.kind.version,
-                    status=self.status,
-                    **store(self.document(step_id, run), codec=self.kind.codec).fields(),
-                )
-            except BaseException:
-                run.metadata = metadata
-                raise
+    async def checkpoint_async(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
+        """`checkpoint` for asyncio code."""
+        return await self.saver.manual_async(self._stands_at(), self._own_run, timeout_s)
+
+    def persist(self) -> None:
+        """Record a version of the state that is no checkpoint: see `StepContext.persist`."""
+        self.saver.persist(self._stands_at(), self._own_run)
+
+    def _stands_at(self) -> str:
+        completed = self._own_run.completed
+        return completed[-1] if completed else ""
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -213,7 +205,8 @@ class Workflow:
         """Let the run begin where it should; what was migrated and restored is told to the log."""
         with self._lock:
             self.stands = True
-            stand(self, run, standing, reason)
+            restored = stand(self, run, standing)
+        tell_standing(self, run, standing, restored, reason)
 
     def enter(self, run: Run) -> None:
         """A step begins; raises as `boundary` does."""
@@ -323,13 +316,14 @@ class Workflow:
         SupersededError and ClosedError say that nothing of this run is recorded any more.
         """
         run = run or self._own_run
+        step_id = describe(step_id, STEP_ID_MAX)
         evidence_id = self._evidence(step_id, run) if evidence else None
         error_id = new_id()
         self.tell(
             WorkflowErrorOccurred,
             run,
             error_id=error_id,
-            step_id=describe(step_id, STEP_ID_MAX),
+            step_id=step_id,
             step_run_id=step_run_id,
             command_id=run.command_id,
             error_code=_code_of(error, code),
@@ -345,11 +339,11 @@ class Workflow:
 
     def _evidence(self, step_id: str, run: Run) -> str | None:
         try:
-            return self.checkpoint(step_id, "error_recovery", run=run, evidence=True)[0]
+            return self.saver.evidence(step_id, run)
         except (SupersededError, ClosedError):
             raise
         except Exception as failure:
-            log.warning("no evidence for an error of %s: %s", self.workflow_id, failure)
+            self.vault.miss("evidence", self.workflow_id, failure)
             return None
 
 

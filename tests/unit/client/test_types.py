@@ -86,7 +86,7 @@ _TYPES: list[tuple[str, dict[str, object]]] = [
     ("version: 'v.* 1 to 50", {"name": "t", "version": "v" * 51}),
     ("timeout_ms: 0", {"name": "t", "timeout_ms": 0}),
     ("codec 'lz4' is none of identity, gzip, zstd", {"name": "t", "codec": "lz4"}),
-    ("checkpoint type 'sometimes' is none of step_start", {"name": "t", "checkpoint_types": ("sometimes",)}),
+    ("checkpoints.types: 'sometimes' is none of step_start", {"name": "t", "checkpoint_types": ("sometimes",)}),
     ("'a' is declared twice", {"name": "t", "steps": (StepSpec(step_id="a"), StepSpec(step_id="a"))}),
     ("depends on 'b'", {"name": "t", "steps": (StepSpec(step_id="a", depends_on=("b",)),)}),
     ("more than 10000 steps", {"name": "t", "steps": tuple(StepSpec(step_id=f"s{n}") for n in range(10_001))}),
