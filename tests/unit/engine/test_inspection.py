@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.inspection import Inspector
+from engine.invariants import LogCheck
 from engine.policy import default_policy, load_policy
 from engine.testing import Service, World
 from schemas.canonical import canonical_bytes, chain_digest_of, compress, digest_of
@@ -248,3 +249,25 @@ def test_without_the_switch_a_bad_checkpoint_is_no_error_and_still_never_restore
     assert [r.reason for r in world.records(CheckpointRejected)] == ["chain_fork"]
     assert world.records(WorkflowErrorOccurred) == []
     assert len(list(service.state.all_checkpoints())) == 1
+
+
+def test_a_log_agrees_with_itself_after_its_keys_are_erased() -> None:
+    made = chained(5)
+    state = made[2].state or b""
+    made[2] = replace(made[2], state=state[:-1] + bytes([state[-1] ^ 1]))
+    world = World(default_policy(), INSPECTOR)
+    assert played(world, made) == ["decryption"]
+
+    def erased(workflow_id: str, number: int) -> DataKey:
+        raise StateError("key_erased", "erased")
+
+    for inspector in (INSPECTOR, Inspector(erased), Inspector()):
+        check = LogCheck(world.policy)
+        check.begins_at_zero(0)
+        for event in world.log:
+            check.event(inspector.deliver(event.record, 0, event.offset, event.timestamp_us))
+        for command in world.commands:
+            check.command(command, world.now_us)
+        assert check.findings(world.now_us + 60_000_000) == [
+            f for f in check.findings(world.now_us + 60_000_000) if f.rule == "overdue"
+        ]
