@@ -196,7 +196,9 @@ def _standing(record: CheckpointCreated, document: dict[str, Any], where: str, k
     if not (isinstance(values, dict) and isinstance(completed, list) and isinstance(metadata, dict)):
         raise RestoreError("corrupt", f"{where} holds no state of a workflow", fault="structure")
     try:
-        migrated = kind.migrations.run(values, record.state_version, kind.version)
+        migrated = kind.migrations.run(values, record.state_version, kind.version, check=kind.check_data)
+        if not migrated.links:
+            kind.check_data(values)
     except StateError as error:
         raise RestoreError(error.reason, f"{where}: {error}", hint=error.hint) from error
     return Standing(

@@ -27,6 +27,8 @@ from .planned import Planned, runs
 
 C = TypeVar("C", bound=Command)
 PARTITIONS = 8
+#: What describes the type of workflow; all else describes the client.
+TYPE_OPTIONS = ("checkpoint_types", "migrations", "state_schema", "version")
 
 
 def fresh_name() -> str:
@@ -146,11 +148,13 @@ class Here:
     def __init__(self, environment: dict[str, str], folder: Path, name: str, **options: Any) -> None:
         self.name = name
         self.folder = folder
-        type_options = {k: options.pop(k) for k in ("checkpoint_types", "version") if k in options}
+        type_options = {k: options.pop(k) for k in TYPE_OPTIONS if k in options}
         self.client = Client.connect(
             name,
             kafka=options.pop("kafka", environment["KINTSUGI_KAFKA"]),
             registry=options.pop("registry", environment["KINTSUGI_REGISTRY"]),
+            objects=options.pop("objects", ""),
+            keys=options.pop("keys", ""),
             **options,
         )
         self.planned = Planned(self.client, name, folder, **type_options)
