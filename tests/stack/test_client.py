@@ -181,7 +181,7 @@ def _nested(depth: int) -> Any:
 def test_a_bad_state_fails_its_step_and_nothing_else(
     topics: Topics, serve: Serve, value: Callable[[], Any], where: str
 ) -> None:
-    kind = serve().client.workflow_type(f"own-{uuid.uuid4()}", checkpoint_types=("step_complete",))
+    kind = serve().client.workflow_type(f"own-{uuid.uuid4()}", checkpoint_types=("step_complete", "error_recovery"))
     workflow = kind.begin()
     step = workflow.step("one").__enter__()
     step.state["bad"] = value()
