@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from consumers.log_reader import LogReader
 from engine.inspection import Inspector
 from schemas.admission import admit
 from schemas.archive import ArchiveGapError
-from schemas.canonical import STATE_SIZE_BYTES_MAX
+from schemas.claims import get as get_claim
 from schemas.codec import Codec
 from schemas.errors import PoisonError, StateError
 from schemas.keystore import Keystore, keys_optional, open_keystore
@@ -24,10 +22,6 @@ from schemas.registry import Registry
 
 from .archive import history_of
 from .stack import Addresses
-
-#: Sealed bytes are a little longer than what they hold.
-_STORED_BYTES_MAX = STATE_SIZE_BYTES_MAX + 4096
-_CLAIM = "claim:sha256:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,23 +89,15 @@ class CheckpointLog:
     def stored(self, record: CheckpointCreated) -> bytes:
         """A checkpoint's bytes as they were stored: from its record, else from object storage.
 
-        StateError object_missing, or digest when the object is not what its name says.
+        StateError claim_missing, or claim when the object is not what its name says.
         """
-        if record.claim_uri is None:
-            if record.state is None:
-                raise StateError("structure", "it holds neither a state nor a claim")
-            return record.state
-        digest = record.claim_uri.removeprefix(_CLAIM)
-        if record.claim_uri == digest or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise StateError("structure", f"{record.claim_uri:.80} names no claim")
-        if self.objects is None:
-            raise StateError("object_missing", "no object storage is configured", hint="set KINTSUGI_OBJECTS")
-        found = self.objects.get(f"claims/{digest[:2]}/{digest}", size_bytes_max=_STORED_BYTES_MAX)
-        if found is None:
-            raise StateError("object_missing", f"object storage has no claims/{digest[:2]}/{digest}")
-        if hashlib.sha256(found).hexdigest() != digest:
-            raise StateError("digest", f"claims/{digest[:2]}/{digest} is not what its name says")
-        return found
+        if record.claim_uri is not None and record.state is None:
+            if self.objects is None:
+                raise StateError("claim_missing", "no object storage is configured", hint="set KINTSUGI_OBJECTS")
+            return get_claim(self.objects, record.claim_uri)
+        if record.state is None or record.claim_uri is not None:
+            raise StateError("structure", "it holds a state or names a claim, one of both")
+        return record.state
 
     def state(self, record: CheckpointCreated) -> dict[str, Any]:
         """The proven state, from the real bytes. StateError says why not."""

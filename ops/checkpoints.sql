@@ -12,7 +12,7 @@ WHERE (%(workflow_id)s::uuid IS NULL OR c.workflow_id = %(workflow_id)s::uuid)
   AND (%(step_id)s::text IS NULL OR c.step_id = %(step_id)s)
   AND (%(checkpoint_type)s::text IS NULL OR c.checkpoint_type = %(checkpoint_type)s)
   AND (NOT %(rejected)s OR c.rejection IS NOT NULL OR r.reason IS NOT NULL)
-ORDER BY c.created_at DESC, c.sequence DESC, c.id
+ORDER BY c.created_at DESC, c.log_partition, c.log_offset DESC
 LIMIT %(limit)s
 
 -- name: checkpoint
@@ -46,7 +46,7 @@ SELECT h.id, h.version, h.source, h.step_id, h.status, h.state_version, h.restor
   octet_length(h.state_data::text) AS json_bytes
 FROM workflow_state_history h
 WHERE h.workflow_id = %(workflow_id)s
-ORDER BY h.created_at DESC, h.id DESC
+ORDER BY h.created_at DESC, h.timestamp DESC, h.id
 LIMIT %(limit)s
 
 -- name: version
@@ -54,7 +54,7 @@ SELECT id, version, source, step_id, state_version, created_at, state_data
 FROM workflow_state_history
 WHERE workflow_id = %(workflow_id)s
   AND (%(version)s = 'latest' OR version = %(version)s OR id::text = lower(%(version)s))
-ORDER BY created_at DESC, id DESC
+ORDER BY created_at DESC, timestamp DESC, id
 LIMIT 2
 
 -- name: restorable
@@ -65,3 +65,23 @@ SELECT id, step_id, error_type, error_code, status, recovery_attempts, created_a
 FROM workflow_errors
 WHERE workflow_id = %(id)s AND status IN ('open', 'recovering', 'waiting_for_human')
 ORDER BY created_at, id
+
+-- name: places
+SELECT c.id::text, c.log_offset, c.size_bytes,
+  (SELECT r.reason || ': ' || r.detail || ' (' || r.detected_by || ')' FROM workflow_checkpoint_rejections r
+   WHERE r.checkpoint_id = c.id ORDER BY r.created_at LIMIT 1)
+FROM workflow_checkpoints c
+WHERE c.log_partition = %(partition)s
+  AND (%(workflow_id)s::uuid IS NULL OR c.workflow_id = %(workflow_id)s::uuid)
+ORDER BY c.log_offset
+
+-- name: parts
+SELECT log_partition, min(first_offset) AS first_offset
+FROM (
+  SELECT log_partition, first_offset FROM workflows
+  WHERE %(workflow_id)s::uuid IS NULL OR id = %(workflow_id)s::uuid
+  UNION ALL
+  SELECT log_partition, log_offset FROM workflow_checkpoints
+  WHERE %(workflow_id)s::uuid IS NULL OR workflow_id = %(workflow_id)s::uuid
+) AS known
+GROUP BY log_partition ORDER BY log_partition

@@ -1,21 +1,26 @@
-"""States in clear, for people: who may, how it is asked for, and that it is written down."""
+"""States for people: what the policy lets them see, and that whoever looks into a sealed one is written down."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from schemas.errors import StateError
+from schemas.redaction import NOTHING, Redaction
 
-from .checkpoints import MARKER, Row, marker_of
+from .checkpoints import Row, marker_of
 from .output import DENIED
 
 if TYPE_CHECKING:
+    from engine.policy import Policy
     from engine.policy.model import StateInspection
 
     from .checkpoint_log import CheckpointLog
+    from .stack import Addresses
 
 
 class DeniedError(click.ClickException):
@@ -24,20 +29,23 @@ class DeniedError(click.ClickException):
     exit_code = DENIED
 
 
-def inspection_of(policy: Path | None) -> StateInspection:
-    """The `state_inspection` of a policy file, or of the policy that ships."""
+def policy_of(path: Path | None) -> Policy:
+    """A policy file, or the policy that ships."""
     from engine.policy import default_policy, load_policy
 
-    chosen = default_policy() if policy is None else load_policy(policy.read_text(encoding="utf-8"), str(policy))
-    return chosen.state_inspection
+    return default_policy() if path is None else load_policy(path.read_text(encoding="utf-8"), str(path))
 
 
-def require_inspection(policy: Path | None) -> StateInspection:
-    """As `inspection_of`; DeniedError where the policy switches it off."""
-    allowed = inspection_of(policy)
-    if not allowed.enabled:
+def redaction_of(policy: Policy) -> Redaction:
+    """What a policy hides."""
+    return NOTHING
+
+
+def require_inspection(policy: Policy) -> StateInspection:
+    """The policy's `state_inspection`; DeniedError where it is switched off."""
+    if not policy.state_inspection.enabled:
         raise DeniedError("debugging.state_inspection.enabled is false in the policy: states are not shown")
-    return allowed
+    return policy.state_inspection
 
 
 def check_reason(reveal: bool, reason: str | None) -> str:
@@ -49,44 +57,58 @@ def check_reason(reveal: bool, reason: str | None) -> str:
     return (reason or "").strip()
 
 
-def revealed(log: CheckpointLog, row: Row) -> dict[str, Any]:
-    """The proven state of a checkpoint from its real bytes. StateError says why it cannot be had."""
-    written = log.written(str(row["id"]), row["log_partition"], row["log_offset"])
-    return log.state(written.record)
+class Revealer:
+    """Reads states from log, archive and object storage. Each read is in the audit log before it is done."""
+
+    def __init__(self, at: Addresses, log: CheckpointLog, redaction: Redaction, reason: str) -> None:
+        self._at = at
+        self._log = log
+        self._redaction = redaction
+        self._reason = reason
+
+    def state(self, row: Row) -> dict[str, Any]:
+        """A checkpoint's proven state, less what the policy hides. StateError says why it cannot be had."""
+        from .audit import audited
+
+        with audited(self._at.kafka, "checkpoints.reveal", subject=str(row["id"]), reason=self._reason) as detail:
+            detail["workflow_id"] = str(row["workflow_id"])
+            written = self._log.written(str(row["id"]), row["log_partition"], row["log_offset"])
+            shown, _ = self._redaction.apply(self._log.state(written.record))
+        state: dict[str, Any] = shown
+        return state
 
 
-def oversized(row: Row, allowed: StateInspection) -> StateError | None:
-    """The error for a state that is larger than the policy lets people look at."""
-    if row["size_bytes"] <= allowed.state_size_bytes_max:
-        return None
-    return StateError(
-        "limit",
-        f"the state of {row['id']} has {row['size_bytes']} bytes, "
-        f"debugging.state_inspection.max_state_size allows {allowed.state_size_bytes_max}",
-        hint="raise it in the policy, and give that with --policy",
-    )
+@contextmanager
+def revealer(at: Addresses, policy: Policy, reveal: bool, reason: str) -> Iterator[Revealer | None]:
+    """None unless asked for: the tables are enough then."""
+    if not reveal:
+        yield None
+        return
+    from .checkpoint_log import checkpoint_log
+
+    with checkpoint_log(at) as log:
+        yield Revealer(at, log, redaction_of(policy), reason)
 
 
-def told(row: Row) -> str | None:
+def check_size(row: Row, allowed: StateInspection) -> None:
+    """StateError for a state that is larger than the policy lets people look at."""
+    if row["size_bytes"] > allowed.state_size_bytes_max:
+        raise StateError(
+            "limit",
+            f"the state of {row['id']} has {row['size_bytes']} bytes, "
+            f"debugging.state_inspection.max_state_size allows {allowed.state_size_bytes_max}",
+            hint="raise it in the policy, and give that with --policy",
+        )
+
+
+def why_hidden(row: Row) -> str | None:
     """Why a table does not show a state, in words; None when it does."""
     state = row["state_data"]
     marker = marker_of(state)
     if marker == "sealed":
-        return f"sealed ({state.get('protection', row.get('protection'))}); --reveal --reason WHY opens it"
+        return f"is sealed ({state.get('protection', row.get('protection'))}); --reveal --reason WHY opens it"
     if marker == "claim":
-        return "in object storage; --reveal --reason WHY reads it"
+        return "lies in object storage; --reveal --reason WHY reads it"
     if marker == "unreadable":
-        return f"not shown: {state.get('reason', '')}"
+        return f"is not shown: {state.get('reason', '')}"
     return None
-
-
-__all__ = [
-    "MARKER",
-    "DeniedError",
-    "check_reason",
-    "inspection_of",
-    "oversized",
-    "require_inspection",
-    "revealed",
-    "told",
-]

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ops.output import FAILED, ID, OK, output_option, printable, say, show, show_json, show_record
+from ops.output import (
+    FAILED,
+    ID,
+    MISMATCH,
+    OK,
+    PARTIAL,
+    output_option,
+    printable,
+    progress_bar,
+    say,
+    show,
+    show_json,
+    show_record,
+)
+
+if TYPE_CHECKING:
+    from ops.checkpoint_proof import Report
 
 TYPES = ("step_start", "step_complete", "critical_point", "error_recovery", "manual")
 #: A terminal is no place for a megabyte; `export` writes all of it.
@@ -81,37 +96,39 @@ def show_(checkpoint_id: str, reveal: bool, reason: str | None, policy: Path | N
     """
     from ops import checkpoints as reads
     from ops.checkpoint_log import checkpoint_log
-    from ops.reveal import check_reason, inspection_of, oversized, revealed
+    from ops.reveal import Revealer, check_reason, check_size, policy_of, redaction_of
     from ops.stack import addresses
+    from schemas.errors import StateError
 
     why = check_reason(reveal, reason)
-    allowed = inspection_of(policy)
+    chosen = policy_of(policy)
     at = addresses()
     row = reads.known_checkpoint(at.postgres, checkpoint_id)
     with checkpoint_log(at) as log:
         where = log.where(row["log_partition"], row["log_offset"])
         row["lies_in"] = f"{where}, its state in object storage" if row["claim_uri"] else where
-        if not allowed.enabled or (too_large := oversized(row, allowed)) is not None:
+        if not chosen.state_inspection.enabled:
             row["state_data"] = None
-            say("the policy does not let states be shown" if not allowed.enabled else str(too_large))
-        elif reveal:
-            with _audited(at.kafka, checkpoint_id, why):
-                row["state_data"] = revealed(log, row)
-            row["revealed"] = True
+            say("the policy does not let states be shown (debugging.state_inspection.enabled)")
+        else:
+            try:
+                check_size(row, chosen.state_inspection)
+                if reveal:
+                    row["state_data"] = Revealer(at, log, redaction_of(chosen), why).state(row)
+            except StateError as error:
+                if reveal:
+                    raise
+                row["state_data"] = None
+                say(str(error))
+    row["revealed"] = reveal
     if output == "json":
         show_json(row)
         return
     _show_checkpoint(row)
 
 
-def _audited(kafka: str, subject: str, reason: str, action: str = "checkpoints.reveal") -> Any:
-    from ops.audit import audited
-
-    return audited(kafka, action, subject=subject, reason=reason)
-
-
 def _show_checkpoint(row: dict[str, Any]) -> None:
-    from ops.reveal import told
+    from ops.reveal import why_hidden
 
     neighbours = {"before": row["before"], "after": row["after"]}
     hidden = ("state_data", "metadata", "before", "after", "rejections")
@@ -127,7 +144,7 @@ def _show_checkpoint(row: dict[str, Any]) -> None:
         click.echo(f"\nMetadata\n{printable(_text(row['metadata']))}")
     if row["state_data"] is None:
         return
-    why = told(row)
+    why = why_hidden(row)
     click.echo(f"\nState {why}" if why else "\nState")
     if why is None:
         text = printable(_text(row["state_data"]))
@@ -142,6 +159,71 @@ def _text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+@checkpoints.command()
+@click.argument("checkpoint_id", type=ID, required=False)
+@click.option("--workflow", "workflow_id", type=ID, help="All checkpoints of this workflow.")
+@click.option("--all", "every", is_flag=True, help="Every checkpoint there is.")
+@policy_option
+@output_option
+def verify(checkpoint_id: str | None, workflow_id: str | None, every: bool, policy: Path | None, output: str) -> None:
+    """Prove checkpoints from their real bytes: one, those of a workflow, or all.
+
+    Digest, seal, structure and schema of the bytes in log, archive or object storage; the chain of each workflow,
+    judged as the engine does; and the row in the tables, column by column. Give it the policy that the projector has.
+
+    Exit 6: a checkpoint fails, each with its reason; 5: none fails, but some could not be looked into (no key, or gone
+    from log and archive). States whose keys were erased on purpose count as neither.
+    """
+    from dataclasses import asdict
+
+    from ops import checkpoint_proof
+    from ops.checkpoints import known_checkpoint
+    from ops.reveal import policy_of, redaction_of
+    from ops.stack import addresses
+
+    if sum((checkpoint_id is not None, workflow_id is not None, every)) != 1:
+        raise click.UsageError("one of CHECKPOINT_ID, --workflow and --all says which")
+    at = addresses()
+    if checkpoint_id is not None:
+        workflow_id = str(known_checkpoint(at.postgres, checkpoint_id)["workflow_id"])
+    with progress_bar() as progress:
+        report = checkpoint_proof.verify(
+            at,
+            progress,
+            workflow_id=workflow_id,
+            checkpoint_id=checkpoint_id,
+            redaction=redaction_of(policy_of(policy)),
+        )
+    if output == "json":
+        show_json({**asdict(report), "sound": report.sound, "complete": report.complete})
+    elif report.failures:
+        show([asdict(failure) for failure in report.failures], output)
+    _sum_up(report)
+    if not report.sound:
+        raise click.exceptions.Exit(MISMATCH)
+    if not report.complete:
+        raise click.exceptions.Exit(PARTIAL)
+
+
+def _sum_up(report: Report) -> None:
+    rate = report.checkpoints / report.seconds if report.seconds else 0.0
+    megabytes = report.bytes / 1_000_000
+    say(
+        f"{report.checkpoints} checkpoints in {report.seconds:.1f} s ({rate:,.0f}/s): {report.proven} proven"
+        f" ({megabytes:,.1f} MB of state), {report.failed} failed"
+    )
+    others = {"evidence of errors": report.evidence, "of replaced runs": report.stale, **report.unreadable}
+    for what, count in others.items():
+        if count:
+            say(f"  {what}: {count}, not proven")
+    for reason, count in sorted(report.counts.items()):
+        say(f"  {reason}: {count}")
+    if report.found > len(report.failures):
+        say(f"the first {len(report.failures)} of {report.found} findings are shown")
+    for gap in report.gaps:
+        say(f"  offsets {gap.first} to {gap.next - 1} of partition {gap.partition} are gone: {gap.reason}")
+
+
 @checkpoints.command("diff")
 @click.argument("before", type=ID)
 @click.argument("after", type=ID)
@@ -154,22 +236,19 @@ def diff_(
 ) -> None:
     """What changed from the state of checkpoint BEFORE to that of AFTER. Exit 0: nothing, 1: something."""
     from ops import checkpoints as reads
-    from ops.checkpoint_log import checkpoint_log
-    from ops.reveal import check_reason, oversized, require_inspection, revealed
+    from ops.reveal import check_reason, check_size, policy_of, require_inspection, revealer
     from ops.stack import addresses
 
     why = check_reason(reveal, reason)
-    allowed = require_inspection(policy)
+    chosen = policy_of(policy)
+    allowed = require_inspection(chosen)
     at = addresses()
     rows = [reads.known_checkpoint(at.postgres, checkpoint_id) for checkpoint_id in (before, after)]
-    for row in rows:
-        if (too_large := oversized(row, allowed)) is not None:
-            raise too_large
-    with checkpoint_log(at) if reveal else nullcontext() as log:
+    with revealer(at, chosen, reveal, why) as opened:
         for row in rows:
-            if log is not None:
-                with _audited(at.kafka, str(row["id"]), why):
-                    row["state_data"] = revealed(log, row)
+            check_size(row, allowed)
+            if opened is not None:
+                row["state_data"] = opened.state(row)
     show_differences(reads.differences(*rows, limit=limit), before, after, output)
 
 
