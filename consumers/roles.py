@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Protocol
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
@@ -18,6 +20,7 @@ from schemas.archive import Archive
 from schemas.catalog import shipped
 from schemas.codec import Codec
 from schemas.errors import ConfigError, FatalError, RetriableError
+from schemas.keystore import open_keystore
 from schemas.objects import Objects
 from schemas.registry import Registry
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
@@ -26,8 +29,15 @@ from . import telemetry
 from .archiver import Archiver
 from .clock import BrokerClock
 from .handler import Handler
-from .inspecting import inspection_of
+from .inspecting import Inspection, inspection_of
 from .kafka import SESSION_TIMEOUT_MS, SESSION_TIMEOUT_MS_WANTED, consumer_settings, describe, producer_settings
+from .keeper.desk import Desk
+from .keeper.orphans import Orphans
+from .keeper.places import Places
+from .keeper.retention import Retention
+from .keeper.role import ORPHANS_INTERVAL_S, Job, Keeper
+from .keeper.scrub import Scrubber
+from .keeper.tables import Tables
 from .loop import Loop
 from .outbox import Outbox
 from .recovery import Recovery
@@ -39,6 +49,16 @@ _METADATA_TIMEOUT_S = 15.0
 _EXIT_STUCK = 1
 #: Middle collections after which the old generation is collected too.
 _NEVER = 2**31 - 1
+
+
+class Runs(Protocol):
+    """What a role is, once it is built."""
+
+    def run(self) -> None:
+        """Run until `stop`; FatalError or RetriableError when it cannot go on."""
+
+    def stop(self) -> None:
+        """Ask it to end. May be called from a signal handler."""
 
 
 def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Loop:
@@ -73,7 +93,45 @@ def archiver_loop(settings: RoleSettings) -> Loop:
     return _loop("archiver", settings, Archiver(archive, age_s=settings.archive_age_s), BrokerClock())
 
 
-def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Loop]) -> None:
+def keeper(settings: RoleSettings, policy: Policy, tables: Tables, stack: ExitStack) -> Keeper:
+    """The keeper role. It belongs to no group: a lock in Postgres says which one works."""
+    cluster = _cluster(settings, (EVENTS,))
+    codec, clock = codec_of(settings, stack), BrokerClock()
+    with _named_settings():
+        outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
+    desk = Desk(outbox, codec, clock)
+    stack.callback(desk.close)
+    objects = Objects(settings.objects)
+    archive = Archive(objects, cluster=cluster, topic=EVENTS)
+    places = Places(settings.kafka, EVENTS, archive)
+    stack.callback(places.close)
+    keys = open_keystore(settings.keys, settings.objects)
+    interval_s = policy.corruption.validation_interval_ms / 1000
+    scrubber = Scrubber(
+        tables,
+        places,
+        codec,
+        Inspection(keys, keys_optional=settings.keys_optional),
+        objects,
+        desk,
+        interval_s=interval_s,
+        per_second=settings.scrub_rate,
+        errors=policy.corruption.enabled,
+        # Passes of one process begin where the last one stopped; the first begins anywhere, so that processes that
+        # end early do not prove the same few for ever.
+        after=(random.choice(sorted(places.bounds())), -1),
+    )
+    retention = Retention(tables, places, archive, codec, desk, policy.retention)
+    orphans = Orphans(tables, places, codec, objects, grace_s=settings.orphan_grace_s)
+    jobs = [
+        Job("scrub", scrubber.steps, interval_s),
+        Job("retention", retention.steps, settings.retention_interval_s),
+        Job("orphans", orphans.steps, ORPHANS_INTERVAL_S, rests_s=ORPHANS_INTERVAL_S),
+    ]
+    return Keeper(tables, jobs)
+
+
+def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Runs]) -> None:
     """Run until told to stop; FatalError or RetriableError when it cannot start or go on.
 
     A stop that takes longer than `stop_timeout_s` ends the process at once: the next owner does the rest again.
@@ -167,7 +225,7 @@ def _short_pauses() -> Iterator[None]:
 
 
 @contextmanager
-def _signals(loop: Loop, timeout_s: float) -> Iterator[None]:
+def _signals(loop: Runs, timeout_s: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         loop.stop()
         watchdog = threading.Timer(timeout_s, _give_up, [timeout_s])

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import ConfigError
 
+from .keeper.orphans import GRACE_S, GRACE_S_MIN
+from .keeper.role import RETENTION_INTERVAL_S
+
 
 class RoleSettings(BaseModel):
     """Settings of one role. `extra` are librdkafka's own, "producer." before those of the producer."""
@@ -25,6 +28,9 @@ class RoleSettings(BaseModel):
     metrics_host: str = Field("127.0.0.1", min_length=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     archive_age_s: float = Field(60.0, gt=0, le=3600)
+    scrub_rate: float = Field(2_000.0, ge=1, le=1_000_000)
+    retention_interval_s: float = Field(RETENTION_INTERVAL_S, gt=0, le=86_400)
+    orphan_grace_s: float = Field(GRACE_S, ge=GRACE_S_MIN, le=365 * 86_400)
     stop_timeout_s: float = Field(15.0, gt=0, le=600)
     extra: dict[str, str] = {}
 

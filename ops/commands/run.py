@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import ExitStack
 
+    from consumers.keeper.role import Keeper
     from consumers.loop import Loop
     from consumers.settings import RoleSettings
+    from engine.policy import Policy
 
-ROLES = ("recovery", "projector", "archiver")
+ROLES = ("recovery", "projector", "archiver", "keeper")
 
 
 @click.command("run")
@@ -30,6 +32,30 @@ ROLES = ("recovery", "projector", "archiver")
     metavar="SECONDS",
     help="archiver: records wait this long at most before they are written.",
 )
+@click.option(
+    "--scrub-rate",
+    type=click.FloatRange(1, 1_000_000),
+    default=2_000.0,
+    show_default=True,
+    metavar="CHECKPOINTS",
+    help="keeper: proven again per second at most.",
+)
+@click.option(
+    "--retention-interval",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="keeper: how often it looks for what is beyond its retention.",
+)
+@click.option(
+    "--orphan-grace",
+    type=click.FloatRange(2, 365 * 24),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="keeper: objects that nothing refers to stay this long.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option(
     "-X", "extra", multiple=True, metavar="KEY=VALUE", help="librdkafka setting; producer.KEY for the producer."
@@ -41,6 +67,9 @@ def run(
     metrics_host: str,
     group: str | None,
     archive_age: float,
+    scrub_rate: float,
+    retention_interval: float,
+    orphan_grace: float,
     log_level: str,
     extra: tuple[str, ...],
 ) -> None:
@@ -50,12 +79,24 @@ def run(
     """
     pairs = dict(_pair(item) for item in extra)
     if role == "all":
-        raise SystemExit(_run_all(policy, archive_age, log_level, extra))
+        shared = {
+            "--archive-age": archive_age,
+            "--scrub-rate": scrub_rate,
+            "--retention-interval": retention_interval,
+            "--orphan-grace": orphan_grace,
+            "--log-level": log_level,
+        }
+        if policy is not None:
+            shared["--policy"] = policy
+        raise SystemExit(_run_all(shared, extra))
     given = {
         "group": group or f"kintsugi-{role}",
         "metrics_host": metrics_host,
         "metrics_port": metrics_port,
         "archive_age_s": archive_age,
+        "scrub_rate": scrub_rate,
+        "retention_interval_s": retention_interval,
+        "orphan_grace_s": orphan_grace * 3600,
         "log_level": log_level,
         "extra": pairs,
     }
@@ -97,6 +138,9 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
         run_role(role, settings, lambda stack: archiver_loop(settings))
         return
     chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
+    if role == "keeper":
+        run_role(role, settings, lambda stack: keeper(settings, chosen, stack))
+        return
     run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
 
 
@@ -111,22 +155,25 @@ def projector_loop(settings: RoleSettings, postgres: str, stack: ExitStack) -> L
     return handler_loop("projector", settings, Projector(store, codec_of(settings, stack)))
 
 
-def _run_all(policy: str | None, archive_age: float, log_level: str, extra: tuple[str, ...]) -> int:
+def keeper(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Keeper:
+    """The keeper role: the jobs of consumers on the tables of projections."""
+    from consumers.roles import keeper as role
+    from ops.keeper_tables import KeeperTables
+
+    tables = KeeperTables(settings.postgres)
+    stack.callback(tables.close)
+    return role(settings, policy, tables, stack)
+
+
+def _run_all(options: Mapping[str, object], extra: tuple[str, ...]) -> int:
     """Each role as a child; when one ends, all end. Returns the first non-zero exit code."""
     import signal
     import subprocess
     import sys
     import time
 
-    shared = [
-        "--archive-age",
-        str(archive_age),
-        "--log-level",
-        log_level,
-        *(part for item in extra for part in ("-X", item)),
-    ]
-    if policy is not None:
-        shared += ["--policy", policy]
+    shared = [part for name, value in options.items() for part in (name, str(value))]
+    shared += [part for item in extra for part in ("-X", item)]
     children = [subprocess.Popen([sys.executable, "-m", "ops.cli", "run", name, *shared]) for name in ROLES]
     stopping = False
 
