@@ -233,7 +233,10 @@ class Loop:
                 continue
             try:
                 start = self._start_of(slot)
-                self._consumer.seek(self._at(slot.partition, start))
+                if slot.stopped:
+                    self._assign_anew(slot, start)
+                else:
+                    self._consumer.seek(self._at(slot.partition, start))
                 self._consumer.resume([self._at(slot.partition)])
             except RetriableError as error:
                 self._wait(slot.partition, error)
@@ -244,6 +247,19 @@ class Loop:
             else:
                 slot.active = True
                 self._log.info("partition goes on", partition=slot.partition, offset=start)
+
+    def _assign_anew(self, slot: Slot, start: int) -> None:
+        place = self._at(slot.partition, start)
+        if self._incremental:
+            self._consumer.incremental_unassign([self._at(slot.partition)])
+            self._consumer.incremental_assign([place])
+        else:
+            others = [s for s in self._slots.values() if s is not slot]
+            self._consumer.assign([place, *(self._at(s.partition, s.next_offset) for s in others)])
+            waiting = [self._at(s.partition) for s in others if not s.active]
+            if waiting:
+                self._consumer.pause(waiting)
+        slot.stopped = False
 
     def _start_of(self, slot: Slot) -> int:
         """Ask group, log and handler where to begin: an offset that the log holds, or the process ends."""
@@ -387,8 +403,9 @@ class Loop:
     def _on_error(self, error: KafkaError, message: Message) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             partition = message.partition()
-            if self._own is not None and partition is not None:
+            if self._own is not None and partition in self._slots:
                 # Retention was faster. Its own store says what that means, when the partition is taken up again.
+                self._slots[partition].stopped = True
                 self._wait(partition, RetriableError(f"the position is outside the log: {error.str()}"))
                 return
             raise FatalError(

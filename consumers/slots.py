@@ -24,6 +24,7 @@ class Slot:
         "partition",
         "processed",
         "resume_at_s",
+        "stopped",
         "timestamp_ms",
     )
 
@@ -39,6 +40,8 @@ class Slot:
         #: End of the log, when it was last looked at.
         self.high = 0
         self.dirty = False
+        #: The client has stopped fetching it for good: it has to be assigned anew, a seek is refused.
+        self.stopped = False
         self.failures = 0
         self.delay_s = 0.0
         self.resume_at_s = 0.0

@@ -335,3 +335,78 @@ def test_the_broker_may_die_and_come_back(tmp_path: Path) -> None:
         member.stop()
         assert member.error is None
         assert place.committed() == 400
+
+
+class Stored(Notes):
+    """Notes that keep a position of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: dict[int, int] = {}
+        self.store = True
+        self.meanwhile: Callable[[], None] | None = None
+
+    def assigned(self, log: LogRange) -> int | None:
+        super().assigned(log)
+        if log.partition == 0 and self.meanwhile is not None:
+            self.meanwhile()
+            self.meanwhile = None
+        self.ends[log.partition] = max(self.ends.get(log.partition, 0), log.low)
+        return self.ends[log.partition]
+
+    def stored(self, partition: int) -> int:
+        if self.store:
+            mine = [offset + 1 for p, offset, _ in self.seen if p == partition]
+            self.ends[partition] = max([self.ends.get(partition, 0), *mine])
+        return self.ends.get(partition, 0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_handler_with_its_own_position_outlives_a_retention_that_is_faster(place: Place, protocol: str) -> None:
+    """What it was about to read is gone: it is asked again where to begin, and the other partitions go on."""
+    place.extra = PROTOCOLS[protocol]
+    place.send(80)
+
+    def remove() -> None:
+        where = TopicPartition(place.topic, 0, 20)
+        place.admin.delete_records([where])[where].result(20)
+
+    notes = Stored()
+    notes.meanwhile = remove
+    member = place.join(notes)
+    wait_for("the others", lambda: len(notes.seen) == 60)
+    wait_for("the new beginning", lambda: [r.low for r in notes.ranges if r.partition == 0] == [0, 20])
+    place.send(40)
+    wait_for("what came later", lambda: len(notes.seen) == 100)
+    assert sorted(o for p, o, _ in notes.seen if p == 0) == list(range(20, 30))
+    member.stop()
+    assert member.error is None
+    assert place.committed() == 120
+
+
+@pytest.mark.parametrize("position", [5, 99])
+def test_a_handler_with_its_own_position_needs_none_of_the_group(place: Place, position: int) -> None:
+    place.send(20, partition=0)
+    consumer = Consumer({"bootstrap.servers": place.servers, "group.id": place.group})
+    consumer.commit(offsets=[TopicPartition(place.topic, 0, position)], asynchronous=False)
+    consumer.close()
+    where = TopicPartition(place.topic, 0, 10)
+    place.admin.delete_records([where])[where].result(20)
+    member = place.join(Stored())
+    wait_for("what is left", lambda: [o for _, o, _ in member.notes.seen] == list(range(10, 20)))
+    member.stop()
+    assert member.error is None
+
+
+def test_what_a_handler_with_its_own_position_has_not_stored_is_not_committed(place: Place) -> None:
+    notes = Stored()
+    notes.store = False
+    member = place.join(notes)
+    wait_for("all partitions", lambda: len(notes.mine) == PARTITIONS)
+    place.send(40)
+    wait_for("all records", lambda: len(notes.seen) == 40)
+    wait_for("the lag", lambda: sum(lag(place, p) or 0 for p in range(PARTITIONS)) == 40)
+    assert place.committed() == 0
+    notes.store = True
+    wait_for("the commit", lambda: place.committed() == 40)
+    member.stop()
