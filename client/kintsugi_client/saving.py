@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._schemas.errors import RetriableError
+from ._schemas.errors import RetriableError, StateError
 from ._schemas.records.events import CheckpointCreated, StatePersisted, StateRestored
 from .checkpoints import canonical, evidence, new_id, next_link, pack
 from .outbox import Delivery
@@ -168,8 +168,13 @@ class Saver:
                 run.metadata = {**before, "persisted": version}
             try:
                 document = workflow.document(step_id, run)
-                data = evidence(document) if is_evidence else canonical(document)
-                if not is_evidence:
+                if is_evidence:
+                    data = evidence(document)
+                elif type(run.data) is not dict:
+                    what = f"$.data: a state's data is a dictionary, not {type(run.data).__name__}"
+                    raise StateError("structure", what, path="$.data")
+                else:
+                    data = canonical(document)
                     workflow.kind.check_data(run.data)
             except BaseException:
                 if numbered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,114 @@ def test_evidence_of_a_20_mib_state_is_its_beginning_and_end() -> None:
     document = parse_state(evidence({"step_id": "s", "data": {"big": "x" * (20 * 1024 * 1024)}}))
     assert "allowed" in document["reason"]
     assert 90_000 < len(document["repr"]) <= 100_000
+
+
+@pytest.mark.parametrize("data", [[1], None, "text", OrderedDict(a=1), defaultdict(list)], ids=repr)
+def test_data_that_are_no_dictionary_are_refused(service: Service, data: Any) -> None:
+    workflow = service.client.workflow_type("t", checkpoint_types=("error_recovery",)).begin()
+    workflow.run.data = data
+    with pytest.raises(StateError) as refused:
+        workflow.checkpoint()
+    assert (refused.value.reason, refused.value.path) == ("structure", "$.data")
+    workflow.report_error("one", refused.value)
+    assert [c.evidence for c in service.of(CheckpointCreated)] == [True]
+
+
+class Slow:
+    """As an object that asks a database what it is."""
+
+    def __init__(self, release: threading.Event) -> None:
+        self._release = release
+
+    def __repr__(self) -> str:
+        self._release.wait(20)
+        return "late"
+
+
+class Leaves:
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def shared() -> list[Any]:
+    """10^60 values, were they all looked at."""
+    value: list[Any] = ["leaf"]
+    for _ in range(60):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize(
+    ("data", "shows"),
+    [
+        pytest.param({"a": cycle()}, "'again': ", id="a cycle"),
+        pytest.param({"a": Hostile(), "b": 1}, "repr() failed with ValueError>, 'b': 1", id="a raising repr"),
+        pytest.param({"a": Leaves()}, "repr() failed with SystemExit", id="a repr that would end the process"),
+        pytest.param({"a": math.nan, "b": [1]}, "{'a': nan, 'b': [1]}", id="NaN"),
+        pytest.param({"a": deep(1_000_000)}, "[[[[[[", id="nested a million deep"),
+        pytest.param({"a": shared()}, "[[[[[[", id="shared parts"),
+        pytest.param({"a": "x" * (11 * 1024 * 1024)}, "xxx", id="11 MiB"),
+        pytest.param({"a": b"y" * (11 * 1024 * 1024)}, "yyy", id="11 MiB of bytes"),
+        pytest.param({"a": list(range(2_000_000)), "b": object()}, "0, 1, 2, 3", id="two million items"),
+        pytest.param({n: n for n in range(1_000_000)}, "{0: 0, 1: 1", id="a million keys"),
+        pytest.param({"a": 10**10_000}, "int", id="an integer of 10,000 digits"),
+        pytest.param({"a": 10**49}, "1" + "0" * 49, id="an integer of 50 digits"),
+        pytest.param({"a": "\ud800", "b": "\x00"}, "'a': '\\ud800', 'b': '\\x00'", id="no characters"),
+        pytest.param({"a": {1, 2}, "b": (3,)}, "{'a': {1, 2}, 'b': (3)}", id="sets and tuples"),
+        pytest.param([1, 2], "", id="no object"),
+    ],
+)
+def test_evidence_shows_what_it_can_of_anything(data: Any, shows: str) -> None:
+    kept = evidence({"workflow_id": "w", "step_id": "s", "status": "running", "data": data})
+    document = parse_state(kept)
+    if shows:
+        assert document["$kintsugi"] == "repr" and document["reason"]
+        assert shows in document["repr"]
+    assert len(kept) < 500_000
+
+
+def test_evidence_does_not_wait_for_an_object_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kintsugi_client.checkpoints.EVIDENCE_TIMEOUT_S", 0.1)
+    release = threading.Event()
+    document = parse_state(evidence({"step_id": "s", "data": {"a": Slow(release)}}))
+    assert document["repr"] == "<dict: repr: no answer within 0.1 s>"
+    release.set()
+
+
+def test_a_state_that_changes_meanwhile_is_refused_or_whole(service: Service) -> None:
+    """And never blocks, or ends the step with anything but a StateError."""
+    workflow = service.client.workflow_type("t", checkpoint_types=()).begin({"n": {}})
+    stop = threading.Event()
+
+    def change() -> None:
+        numbers = workflow.data["n"]
+        while not stop.is_set():
+            for number in range(300):
+                numbers[f"k{number}"] = number
+            numbers.clear()
+
+    thread = threading.Thread(target=change)
+    refused: list[str] = []
+    thread.start()
+    try:
+        for _ in range(200):
+            try:
+                workflow.checkpoint()
+            except StateError as error:
+                refused.append(str(error))
+    finally:
+        stop.set()
+        thread.join()
+    assert {"changed while it was being saved" in message for message in refused} <= {True}
+    for record in service.of(CheckpointCreated):
+        state_of(record)
 
 
 @given(st.lists(st.binary(min_size=1), min_size=1, max_size=5))
