@@ -11,7 +11,8 @@ from kintsugi_client._schemas.canonical import canonical_bytes, chain_digest_of,
 from kintsugi_client._schemas.migrations import Migrations
 from kintsugi_client._schemas.records import Command
 from kintsugi_client._schemas.records.commands import RestartWorkflow, ResumeFromCheckpoint, ResumeWorkflow, RetryStep
-from kintsugi_client._schemas.records.events import CheckpointCreated, StateMigrated, StateRestored
+from kintsugi_client._schemas.records.events import CheckpointCreated, CheckpointRejected, StateMigrated, StateRestored
+from kintsugi_client._schemas.state_schema import schema_text
 
 from .flow import Flow, spoil
 from .kit import Service, wait_for
@@ -235,6 +236,32 @@ def test_what_cannot_be_migrated_is_not_restored_and_says_why(
     assert (status, service.reason(received)) == ("failed", reason) and said in (detail or "")
     assert len(flow.errors(workflow)) == 1  # that of the step
     assert not service.of(StateMigrated) and not service.of(StateRestored)
+
+
+NEEDS_A_UNIT = {"type": "object", "required": ["unit"]}
+
+
+@pytest.mark.parametrize("unit", ["ms", None])
+def test_what_was_migrated_fits_the_schema_of_its_version(service: Service, flow: Flow, unit: str | None) -> None:
+    workflow = upgrade(service, flow, "3", chain_to_3(lambda data: {**data, "unit": unit} if unit else data))
+    flow.kind.state_schema = schema_text(NEEDS_A_UNIT)
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    status, detail = service.answer(received)
+    if unit:
+        assert status == "succeeded"
+        assert [m.state_schema for m in service.of(StateMigrated)] == [None, flow.kind.state_schema]
+    else:
+        assert (status, service.reason(received)) == ("failed", "migration_failed")
+        assert "'2' -> '3': its result is refused: $.data: \"unit\" is a required property" in (detail or "")
+        assert not service.of(StateMigrated)
+
+
+def test_a_state_that_does_not_fit_the_schema_is_not_restored(service: Service, flow: Flow) -> None:
+    workflow = flow.failed_workflow()
+    flow.kind.state_schema = schema_text(NEEDS_A_UNIT)
+    received = flow.send(RetryStep, workflow, step_id="two", **flow.where(workflow))
+    assert service.answer(received)[0] == "failed" and service.reason(received) == "schema"
+    assert not service.of(StateRestored) and not service.of(CheckpointRejected)
 
 
 def test_nothing_is_migrated_before_it_is_proven(service: Service, flow: Flow) -> None:
