@@ -13,6 +13,7 @@ import pytest
 from kintsugi_client import Client
 
 from ops.stack import Addresses
+from schemas.keys import KeyRing
 from schemas.records.commands import ScaleResources
 from schemas.records.events import CheckpointCreated, WorkflowCompleted, WorkflowErrorOccurred
 from tests.unit.docs.pages import ROOT, blocks, text_of
@@ -43,14 +44,31 @@ def run(session: dict[str, Any], part: str, replaced: dict[str, str] | None = No
     exec(compile(body, "docs/client.md", "exec"), session)
 
 
+def places(folder: Path) -> dict[str, str]:
+    """Where the page keeps keys and objects, and where this test does."""
+    keys = folder / "keys.json"
+    keys.touch(mode=0o600)
+    keys.write_bytes(KeyRing("first", {"first": bytes(range(32))}).dump())
+    return {
+        "file:///var/lib/orders/objects": (folder / "orders").as_uri(),
+        "file:///etc/orders/keys.json": keys.as_uri(),
+    }
+
+
 def test_the_page_is_right(
-    topics: Topics, desk: Desk, session: dict[str, Any], start: Callable[..., Role], capsys: pytest.CaptureFixture[str]
+    topics: Topics,
+    desk: Desk,
+    session: dict[str, Any],
+    start: Callable[..., Role],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     start().wait_log("partitions assigned")
     # The blocks that declare types come before `listen`, as the page says.
     run(session, QUICKSTART, {"client.serve()": "", "monthly.start": "begin = lambda: monthly.start"})
     run(session, '@monthly.on("ScaleResources")')
     run(session, '@imports.on("RetryStep")', {"run(imports.begin": "begin_import = lambda: run(imports.begin"})
+    run(session, "orders = client.workflow_type(")
     client: Client = session["client"]
     assert client.listen()
 
@@ -59,12 +77,21 @@ def test_the_page_is_right(
     wait_for("its completion", lambda: topics.events(WorkflowCompleted, of))
     assert workflow.data == {"days": 30, "rows": [n * n for n in range(30)], "total": sum(n * n for n in range(30))}
 
+    first_state = session["first_state"]
+    assert first_state({"items": [{"price": 5}, {"price": -1}]}) == "$.data.items[1].price"
+    checkpoint_id = first_state({"items": [{"price": 5}]})
+    of = {w.workflow_id for w in client.workflows() if w.kind.name == "order"}
+    assert [c.checkpoint_id for c in topics.events(CheckpointCreated, of)] == [checkpoint_id]
+
     session["begin_import"]()
     run(session, "import asyncio")
     for resource, ends in (("memory", "succeeded"), ("disk", "failed")):
         command = desk.build(ScaleResources, workflow.workflow_id, "monthly-report", resource=resource, factor=2.0)
         desk.send(command)
         desk.wait_answers(command, ("accepted", False), (ends, False))
+    run(session, "sealed = Client.connect(", places(tmp_path))
+    with session["sealed"] as sealed:
+        assert sealed.workflow_type("sealed").begin().checkpoint()
     run(session, "small = Client.connect(")
     run(session, "undelivered = client.close()")
     assert capsys.readouterr().out == ""
