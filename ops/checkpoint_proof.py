@@ -27,9 +27,9 @@ from schemas.codec import Unknown
 from schemas.errors import PoisonError, StateError
 from schemas.records import Command
 from schemas.records.events import CheckpointCreated, CheckpointsExpired
-from schemas.redaction import NOTHING, Redaction
 
 from .checkpoint_log import CheckpointLog, checkpoint_log
+from .hidden import Hidden
 from .stack import Addresses
 
 #: Rows read at once, by count and by the size of their states.
@@ -104,13 +104,12 @@ def verify(
     *,
     workflow_id: str | None = None,
     checkpoint_id: str | None = None,
-    redaction: Redaction = NOTHING,
 ) -> Report:
     """Prove all checkpoints, those of a workflow, or one of them. RetriableError when a server is away."""
     report = Report()
     began_s = time.monotonic()
     with checkpoint_log(at) as log, snapshot(at.postgres) as tables:
-        proof = _Proof(report, log, tables, workflow_id, checkpoint_id, redaction)
+        proof = _Proof(report, log, tables, workflow_id, checkpoint_id)
         for part in tables.query(_QUERIES["parts"], {"workflow_id": workflow_id}):
             proof.run(part["log_partition"], part["first_offset"], progress)
     report.seconds = round(time.monotonic() - began_s, 3)
@@ -154,14 +153,13 @@ class _Proof:
         tables: Snapshot,
         workflow_id: str | None,
         checkpoint_id: str | None,
-        redaction: Redaction,
     ) -> None:
         self._report = report
         self._log = log
         self._tables = tables
         self._workflow_id = workflow_id
         self._only = checkpoint_id
-        self._redaction = redaction
+        self._hidden = Hidden(tables.redactions())
         self._links_only = Inspector(verify=False)
         self._positions = tables.positions()
         self._beginnings = tables.beginnings()
@@ -298,7 +296,7 @@ class _Proof:
     def _row_differs(self, row: _Row, event: Delivered) -> Iterator[str]:
         """Columns in which the row is not what the fold of this event makes, which knows no keys and no claims."""
         arrived = deliver(event.record, event.partition, event.offset, event.timestamp_us)
-        (shown,) = redacted((arrived,), self._redaction)
+        (shown,) = redacted((arrived,), self._hidden.in_row(event.partition, event.offset))
         wanted = _ROW_OF(None, shown)
         beginning = self._beginnings.get((event.partition, TABLES_VERSION))
         earlier = beginning is None or event.offset < beginning

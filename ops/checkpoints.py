@@ -77,11 +77,11 @@ def known_checkpoint(postgres: str, checkpoint_id: str) -> Row:
     return found
 
 
-def checkpoints_of(postgres: str, workflow_id: str) -> list[tuple[str, int]]:
-    """(id, size in bytes) of a workflow's checkpoints in the order of the log."""
+def checkpoints_of(postgres: str, workflow_id: str) -> list[str]:
+    """Ids of a workflow's checkpoints in the order of the log."""
     with snapshot(postgres) as tables:
         rows = tables.query(_QUERIES["workflow_checkpoint_ids"], {"workflow_id": workflow_id})
-    return [(str(row["id"]), int(row["size_bytes"])) for row in rows]
+    return [str(row["id"]) for row in rows]
 
 
 def history(postgres: str, workflow_id: str, *, limit: int) -> list[Row]:

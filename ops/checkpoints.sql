@@ -38,8 +38,7 @@ WHERE workflow_id = %(workflow_id)s AND log_offset > %(log_offset)s
 ORDER BY log_offset LIMIT 1
 
 -- name: workflow_checkpoint_ids
-SELECT id, size_bytes
-FROM workflow_checkpoints WHERE workflow_id = %(workflow_id)s ORDER BY log_offset
+SELECT id FROM workflow_checkpoints WHERE workflow_id = %(workflow_id)s ORDER BY log_offset
 
 -- name: history
 SELECT h.id, h.version, h.source, h.step_id, h.status, h.state_version, h.restored_from, h.restore_count, h.created_at,
@@ -50,7 +49,7 @@ ORDER BY h.created_at DESC, h.timestamp DESC, h.id
 LIMIT %(limit)s
 
 -- name: version
-SELECT id, version, source, step_id, state_version, created_at, state_data
+SELECT id, version, source, step_id, state_version, created_at, octet_length(state_data::text) AS size_bytes, state_data
 FROM workflow_state_history
 WHERE workflow_id = %(workflow_id)s
   AND (%(version)s = 'latest' OR version = %(version)s OR id::text = lower(%(version)s))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from projections.reader import snapshot
 from schemas.errors import StateError
-from schemas.redaction import NOTHING, Redaction
 
 from .checkpoints import Row, marker_of
+from .hidden import Hidden
 from .output import DENIED
 
 if TYPE_CHECKING:
@@ -36,11 +37,6 @@ def policy_of(path: Path | None) -> Policy:
     return default_policy() if path is None else load_policy(path.read_text(encoding="utf-8"), str(path))
 
 
-def redaction_of(policy: Policy) -> Redaction:
-    """What a policy hides."""
-    return NOTHING
-
-
 def require_inspection(policy: Policy) -> StateInspection:
     """The policy's `state_inspection`; DeniedError where it is switched off."""
     if not policy.state_inspection.enabled:
@@ -60,26 +56,28 @@ def check_reason(reveal: bool, reason: str | None) -> str:
 class Revealer:
     """Reads states from log, archive and object storage. Each read is in the audit log before it is done."""
 
-    def __init__(self, at: Addresses, log: CheckpointLog, redaction: Redaction, reason: str) -> None:
+    def __init__(self, at: Addresses, log: CheckpointLog, reason: str) -> None:
         self._at = at
         self._log = log
-        self._redaction = redaction
         self._reason = reason
+        with snapshot(at.postgres) as tables:
+            self._hidden = Hidden(tables.redactions())
 
     def state(self, row: Row) -> dict[str, Any]:
-        """A checkpoint's proven state, less what the policy hides. StateError says why it cannot be had."""
+        """A checkpoint's proven state, less what the tables hide. StateError says why it cannot be had."""
         from .audit import audited
 
         with audited(self._at.kafka, "checkpoints.reveal", subject=str(row["id"]), reason=self._reason) as detail:
             detail["workflow_id"] = str(row["workflow_id"])
             written = self._log.written(str(row["id"]), row["log_partition"], row["log_offset"])
-            shown, _ = self._redaction.apply(self._log.state(written.record))
+            redaction = self._hidden.from_people(row["log_partition"], row["log_offset"])
+            shown, _ = redaction.apply(self._log.state(written.record))
         state: dict[str, Any] = shown
         return state
 
 
 @contextmanager
-def revealer(at: Addresses, policy: Policy, reveal: bool, reason: str) -> Iterator[Revealer | None]:
+def revealer(at: Addresses, reveal: bool, reason: str) -> Iterator[Revealer | None]:
     """None unless asked for: the tables are enough then."""
     if not reveal:
         yield None
@@ -87,7 +85,7 @@ def revealer(at: Addresses, policy: Policy, reveal: bool, reason: str) -> Iterat
     from .checkpoint_log import checkpoint_log
 
     with checkpoint_log(at) as log:
-        yield Revealer(at, log, redaction_of(policy), reason)
+        yield Revealer(at, log, reason)
 
 
 def check_size(row: Row, allowed: StateInspection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from ops.output import (
     MISMATCH,
     OK,
     PARTIAL,
+    NotFoundError,
     output_option,
     printable,
     progress_bar,
@@ -96,7 +98,7 @@ def show_(checkpoint_id: str, reveal: bool, reason: str | None, policy: Path | N
     """
     from ops import checkpoints as reads
     from ops.checkpoint_log import checkpoint_log
-    from ops.reveal import Revealer, check_reason, check_size, policy_of, redaction_of
+    from ops.reveal import Revealer, check_reason, check_size, policy_of
     from ops.stack import addresses
     from schemas.errors import StateError
 
@@ -114,7 +116,7 @@ def show_(checkpoint_id: str, reveal: bool, reason: str | None, policy: Path | N
             try:
                 check_size(row, chosen.state_inspection)
                 if reveal:
-                    row["state_data"] = Revealer(at, log, redaction_of(chosen), why).state(row)
+                    row["state_data"] = Revealer(at, log, why).state(row)
             except StateError as error:
                 if reveal:
                     raise
@@ -163,13 +165,12 @@ def _text(value: Any) -> str:
 @click.argument("checkpoint_id", type=ID, required=False)
 @click.option("--workflow", "workflow_id", type=ID, help="All checkpoints of this workflow.")
 @click.option("--all", "every", is_flag=True, help="Every checkpoint there is.")
-@policy_option
 @output_option
-def verify(checkpoint_id: str | None, workflow_id: str | None, every: bool, policy: Path | None, output: str) -> None:
+def verify(checkpoint_id: str | None, workflow_id: str | None, every: bool, output: str) -> None:
     """Prove checkpoints from their real bytes: one, those of a workflow, or all.
 
     Digest, seal, structure and schema of the bytes in log, archive or object storage; the chain of each workflow,
-    judged as the engine does; and the row in the tables, column by column. Give it the policy that the projector has.
+    judged as the engine does; and the row in the tables, column by column, less what it hides.
 
     Exit 6: a checkpoint fails, each with its reason; 5: none fails, but some could not be looked into (no key, or gone
     from log and archive). States whose keys were erased on purpose count as neither.
@@ -178,7 +179,6 @@ def verify(checkpoint_id: str | None, workflow_id: str | None, every: bool, poli
 
     from ops import checkpoint_proof
     from ops.checkpoints import known_checkpoint
-    from ops.reveal import policy_of, redaction_of
     from ops.stack import addresses
 
     if sum((checkpoint_id is not None, workflow_id is not None, every)) != 1:
@@ -192,7 +192,6 @@ def verify(checkpoint_id: str | None, workflow_id: str | None, every: bool, poli
             progress,
             workflow_id=workflow_id,
             checkpoint_id=checkpoint_id,
-            redaction=redaction_of(policy_of(policy)),
         )
     if output == "json":
         show_json({**asdict(report), "sound": report.sound, "complete": report.complete})
@@ -244,7 +243,7 @@ def diff_(
     allowed = require_inspection(chosen)
     at = addresses()
     rows = [reads.known_checkpoint(at.postgres, checkpoint_id) for checkpoint_id in (before, after)]
-    with revealer(at, chosen, reveal, why) as opened:
+    with revealer(at, reveal, why) as opened:
         for row in rows:
             check_size(row, allowed)
             if opened is not None:
@@ -281,3 +280,77 @@ def _short(value: Any) -> str:
     return (
         text if len(text) <= _VALUE_SHOWN_CHARS_MAX else f"{text[:_VALUE_SHOWN_CHARS_MAX]}... ({len(text)} characters)"
     )
+
+
+@checkpoints.command()
+@click.argument("checkpoint_id", type=ID, required=False)
+@click.option("--workflow", "workflow_id", type=ID, help="All checkpoints of this workflow.")
+@click.option("--format", "form", type=click.Choice(["json", "yaml"]), default="json", show_default=True)
+@click.option("--to", default="-", show_default=True, metavar="DIR|-", help="A file for each there, or stdout.")
+@reveal_options
+@policy_option
+def export(
+    checkpoint_id: str | None,
+    workflow_id: str | None,
+    form: str,
+    to: str,
+    reveal: bool,
+    reason: str | None,
+    policy: Path | None,
+) -> None:
+    """Write checkpoints with their states: as JSON or YAML, to DIR or to stdout.
+
+    Redacted fields stay so. A sealed state is written with --reveal alone. Several on stdout: one document a line in
+    JSON, one behind the other in YAML. No file is ever written over (exit 4). Exit 5: some states were left out.
+    """
+    from ops import export as exporting
+    from ops.reveal import DeniedError, check_reason, policy_of, require_inspection, revealer
+    from ops.stack import addresses
+    from schemas.errors import StateError
+
+    if (checkpoint_id is None) == (workflow_id is None):
+        raise click.UsageError("one of CHECKPOINT_ID and --workflow says which")
+    why = check_reason(reveal, reason)
+    chosen = policy_of(policy)
+    allowed = require_inspection(chosen)
+    if form not in allowed.export_formats:
+        raise DeniedError(f"debugging.state_inspection.export_formats of the policy has no {form}")
+    at = addresses()
+    ids = _exported(at.postgres, checkpoint_id, workflow_id)
+    count, left_out = 0, 0
+    with progress_bar() as progress, revealer(at, reveal, why) as opened:
+        for number, row in enumerate(exporting.rows(at.postgres, ids)):
+            progress("checkpoints", number, len(ids))
+            try:
+                content = exporting.document(row, allowed, opened)
+            except StateError as error:
+                if checkpoint_id is not None:
+                    raise
+                left_out += 1
+                say(str(error))
+                continue
+            data = exporting.written(content, form, one_line=checkpoint_id is None)
+            if to == "-":
+                sys.stdout.buffer.write(data)
+            else:
+                exporting.put(Path(to), exporting.file_name(row, form), data)
+            count += 1
+        progress("checkpoints", len(ids), len(ids))
+    say(f"{count} written{'' if to == '-' else f' to {to}'}, {left_out} left out")
+    if left_out:
+        raise click.exceptions.Exit(PARTIAL)
+
+
+def _exported(postgres: str, checkpoint_id: str | None, workflow_id: str | None) -> list[str]:
+    from ops import checkpoints as reads
+
+    if checkpoint_id is not None:
+        reads.known_checkpoint(postgres, checkpoint_id)
+        return [checkpoint_id]
+    assert workflow_id is not None
+    ids = reads.checkpoints_of(postgres, workflow_id)
+    if not ids:
+        raise NotFoundError(
+            f"no checkpoint of workflow {workflow_id}; kintsugi workflows list shows those that are there"
+        )
+    return ids

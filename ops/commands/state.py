@@ -51,10 +51,12 @@ def diff_(workflow_id: str, before: str, after: str, policy: Path | None, limit:
     """
     from ops import checkpoints as reads
     from ops.commands.checkpoints import show_differences
-    from ops.reveal import policy_of, require_inspection
+    from ops.reveal import check_size, policy_of, require_inspection
     from ops.stack import addresses
 
-    require_inspection(policy_of(policy))
+    allowed = require_inspection(policy_of(policy))
     postgres = addresses().postgres
     first, second = (reads.version(postgres, workflow_id, name) for name in (before, after))
+    for row in (first, second):
+        check_size(row, allowed)
     show_differences(reads.differences(first, second, limit=limit), str(first["id"]), str(second["id"]), output)

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from ops.stack import Addresses
+from schemas.canonical import canonical_bytes, digest_of
 from schemas.records.events import RestoreRequested, StateRestored, WorkflowCompleted
 from schemas.topics import AUDIT, EVENTS
 
@@ -208,3 +211,80 @@ def test_an_operator_restores_a_workflow_and_the_steps_run_again(
     completed(own, workflow_id)
     ended = cli(*restore, "--dry-run")
     assert ended.returncode == 4 and "completed" in ended.stderr
+
+
+def test_checkpoints_are_exported_and_nothing_is_written_over(
+    own: Addresses, start: Start, serve: Serve, cli: Run, tmp_path: Path
+) -> None:
+    start("projector").wait_log("partitions assigned")
+    workflow_id = serve().kind.start({"n": 1}).workflow_id
+    completed(own, workflow_id)
+    query = "SELECT id::text FROM workflow_checkpoints WHERE workflow_id = %s AND sequence = 2"
+    checkpoint_id = in_tables(own, query, workflow_id)
+
+    one = read(cli("checkpoints", "export", checkpoint_id))
+    assert one["state"]["data"] == {"done": ["one"], "n": 1}
+    assert (one["checkpoint"]["id"], one["checkpoint"]["sequence"]) == (checkpoint_id, 2)
+    assert digest_of(canonical_bytes(one["state"])) == one["checkpoint"]["checksum"], (
+        "the file can be checked by anybody"
+    )
+    assert yaml.safe_load(cli("checkpoints", "export", checkpoint_id, "--format", "yaml").stdout) == one
+
+    lines = cli("checkpoints", "export", "--workflow", workflow_id).stdout.splitlines()
+    assert [json.loads(line)["checkpoint"]["sequence"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    documents = list(
+        yaml.safe_load_all(cli("checkpoints", "export", "--workflow", workflow_id, "--format", "yaml").stdout)
+    )
+    assert documents == [json.loads(line) for line in lines]
+
+    folder = tmp_path / "new" / "folder"
+    to_files = ("checkpoints", "export", "--workflow", workflow_id, "--to", str(folder))
+    assert cli(*to_files).returncode == 0
+    files = sorted(folder.iterdir())
+    assert [json.loads(f.read_text())["checkpoint"]["sequence"] for f in files] == [1, 2, 3, 4, 5, 6]
+    assert {f.stat().st_mode & 0o777 for f in files} == {0o600}
+    kept = files[0].read_bytes()
+    again = cli(*to_files)
+    assert again.returncode == 4 and "nothing is written over" in again.stderr
+    assert files[0].read_bytes() == kept and sorted(folder.iterdir()) == files
+
+    with psycopg.connect(own.postgres, autocommit=True) as connection:
+        hidden = '{"$kintsugi": "sealed", "protection": "aes-256-gcm"}'
+        connection.execute(
+            "UPDATE kintsugi.workflow_checkpoints SET state_data = %s WHERE id = %s", [hidden, checkpoint_id]
+        )
+    refused = cli("checkpoints", "export", checkpoint_id)
+    assert (refused.returncode, refused.stdout) == (1, "") and "--reveal" in refused.stderr
+    partial = cli("checkpoints", "export", "--workflow", workflow_id)
+    assert partial.returncode == 5 and len(partial.stdout.splitlines()) == 5
+    opened = read(cli("checkpoints", "export", checkpoint_id, "--reveal", "--reason", "case 7"))
+    assert (opened["state"], opened["revealed"]) == (one["state"], True)
+
+
+def test_the_policy_says_what_may_be_looked_into(
+    own: Addresses, start: Start, serve: Serve, cli: Run, tmp_path: Path
+) -> None:
+    start("projector").wait_log("partitions assigned")
+    workflow_id = serve().kind.start({"n": 1}).workflow_id
+    completed(own, workflow_id)
+    query = "SELECT id::text FROM workflow_checkpoints WHERE workflow_id = %s AND sequence = 2"
+    checkpoint_id = in_tables(own, query, workflow_id)
+
+    def with_policy(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        file = tmp_path / "policy.yaml"
+        file.write_text(f"workflow_error_handling: {{debugging: {{state_inspection: {{{text}}}}}}}")
+        return cli(*arguments, "--policy", str(file))
+
+    for command in (
+        ("checkpoints", "export", checkpoint_id),
+        ("checkpoints", "diff", checkpoint_id, checkpoint_id),
+        ("state", "diff", workflow_id, "1", "2"),
+    ):
+        assert with_policy("enabled: false", *command).returncode == 7, command
+        small = with_policy("max_state_size: 10", *command)
+        assert small.returncode == 1 and "max_state_size" in small.stderr, command
+    assert with_policy("export_formats: [yaml]", "checkpoints", "export", checkpoint_id).returncode == 7
+    for text in ("enabled: false", "max_state_size: 10"):
+        shown = with_policy(text, "checkpoints", "show", checkpoint_id, "--output", "json")
+        assert shown.returncode == 0
+        assert read(shown)["state_data"] is None and read(shown)["checksum"]
