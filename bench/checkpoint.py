@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from itertools import accumulate
 
-from kintsugi_client import Client, StepContext
+from kintsugi_client import Client, StepContext, WorkflowType
 
 from schemas.canonical import canonical_bytes, compress, digest_of
+from schemas.keys import KeyRing
 from schemas.records.events import CheckpointCreated
 from schemas.registry import Registry
+from schemas.sealing import SECRET_BYTES
 
 from .errors import build
 from .figures import Benchmark, Figure, Latencies, Setup
@@ -26,26 +29,40 @@ _GOAL_KB, _GOAL_P99_MS = 100, 10.0
 
 
 def _measure(setup: Setup) -> list[Figure]:
-    at, draw, figures = setup.stack, random.Random(1), []
-    client = Client.connect("bench", kafka=at.kafka, registry=at.registry)
-    try:
-        kind = client.workflow_type("bench-checkpoint", checkpoint_types=())
-        for size_kb, count in SIZES_KB.items():
-            count = max(10, int(count * _QUICK_SHARE)) if setup.quick else count
-            setup.say(f"{count} checkpoints of {size_kb} KB")
-            data = _data(size_kb * 1000, draw)
-            workflow = kind.begin(data)
-            with workflow.step("build") as step:
-                _calls(step, min(_WARM, count))
-                calls = _calls(step, count)
-                state = {**step.state, "workflow_id": workflow.workflow_id}
-            workflow.complete()
-            goal = _GOAL_P99_MS if size_kb == _GOAL_KB else None
-            figures += calls.figures(f"checkpoint {size_kb} KB", p99_ms_max=goal)
-            figures += _parts(setup, state, size_kb, count)
-    finally:
-        client.close()
+    figures = []
+    key_file = setup.folder / "keys.json"
+    key_file.touch(mode=0o600)
+    key_file.write_bytes(KeyRing("bench", {"bench": os.urandom(SECRET_BYTES)}).dump())
+    for sealed in (False, True):
+        keys = key_file.as_uri() if sealed else ""
+        client = Client.connect(
+            "bench",
+            kafka=setup.stack.kafka,
+            registry=setup.stack.registry,
+            objects=(setup.folder / "objects").as_uri(),
+            keys=keys,
+        )
+        try:
+            kind = client.workflow_type(f"bench-checkpoint{'-sealed' if sealed else ''}", checkpoint_types=())
+            for size_kb, count in SIZES_KB.items():
+                count = max(10, int(count * _QUICK_SHARE)) if setup.quick else count
+                figures += _measure_size(setup, kind, size_kb, count, sealed=sealed)
+        finally:
+            client.close()
     return figures
+
+
+def _measure_size(setup: Setup, kind: WorkflowType, size_kb: int, count: int, *, sealed: bool) -> list[Figure]:
+    name = f"checkpoint {size_kb} KB{', sealed' if sealed else ''}"
+    setup.say(f"{count} times {name}")
+    workflow = kind.begin(_data(size_kb * 1000, random.Random(size_kb)))
+    with workflow.step("build") as step:
+        _calls(step, min(_WARM, count))
+        calls = _calls(step, count)
+        state = {**step.state, "workflow_id": workflow.workflow_id}
+    workflow.complete()
+    goal = _GOAL_P99_MS if size_kb == _GOAL_KB else None
+    return [*calls.figures(name, p99_ms_max=goal), *([] if sealed else _parts(setup, state, size_kb, count))]
 
 
 def _data(size_bytes: int, draw: random.Random) -> dict[str, object]:
