@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from schemas.topics import AUDIT, EVENTS
 
 from .client_kit import Here
 from .kit import Role, Topics, wait_for
+
+#: Asks a human at once.
+PATIENT = Path(__file__).with_name("ask_at_once.yaml")
 
 Start = Callable[..., Role]
 Serve = Callable[..., Here]
@@ -288,3 +292,69 @@ def test_the_policy_says_what_may_be_looked_into(
         shown = with_policy(text, "checkpoints", "show", checkpoint_id, "--output", "json")
         assert shown.returncode == 0
         assert read(shown)["state_data"] is None and read(shown)["checksum"]
+
+
+def test_a_restore_takes_the_place_of_the_repair_that_waits_for_a_human(
+    topics: Topics, own: Addresses, start: Start, serve: Serve, cli: Run
+) -> None:
+    for role in (start("recovery", "--policy", str(PATIENT)), start("projector")):
+        role.wait_log("partitions assigned")
+    here = serve()
+    assert here.client.listen()
+    workflow_id = here.kind.start({"plan": {"two": ["fail:Broken"]}}).workflow_id
+    waiting = "SELECT id::text FROM workflow_errors WHERE workflow_id = %s AND status = 'waiting_for_human'"
+    error_id = in_tables(own, waiting, workflow_id)
+    query = "SELECT id::text FROM workflow_checkpoints WHERE workflow_id = %s AND evidence"
+    evidence_id = in_tables(own, query, workflow_id)
+    refused = cli("workflows", "restore", workflow_id, "--to", evidence_id, "--dry-run")
+    assert refused.returncode == 4 and "evidence" in refused.stderr
+    never = cli("workflows", "restore", workflow_id, "--before-step", "three", "--dry-run")
+    assert never.returncode == 3 and "steps that ran: one, two" in never.stderr
+    nothing = cli("workflows", "restore", workflow_id, "--before-step", "one", "--dry-run")
+    assert nothing.returncode == 4 and "no verified checkpoint stands before" in nothing.stderr
+
+    now = datetime.now(UTC).isoformat()
+    planned = read(cli("workflows", "restore", workflow_id, "--at", now, "--dry-run", "--output", "json"))
+    assert [e["id"] for e in planned["supersedes_errors"]] == [error_id]
+    assert planned["checkpoint"]["step_id"] == "two", "saved as the step began"
+    done = cli("workflows", "restore", workflow_id, "--before-step", "two", "--reason", "mended", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "restored: restore 1 of this workflow" in done.stderr
+    assert "Errors whose repair this takes the place of" in done.stdout and error_id in done.stdout
+    completed(own, workflow_id)
+    assert here.ran(workflow_id) == ["one", "two", "two", "three"]
+    in_tables(own, "SELECT 1 FROM workflow_errors WHERE id = %s AND status = 'recovered'", error_id)
+
+
+def test_a_restore_that_nobody_carries_out_says_what_it_waited_for(
+    topics: Topics, own: Addresses, start: Start, serve: Serve, cli: Run
+) -> None:
+    start("projector").wait_log("partitions assigned")
+    here = serve()
+    workflow_id = here.kind.start({"plan": {"two": ["hang"]}}).workflow_id
+    query = "SELECT id::text FROM workflow_checkpoints WHERE workflow_id = %s AND sequence = 2"
+    checkpoint_id = in_tables(own, query, workflow_id)
+    restore = ("workflows", "restore", workflow_id, "--to", checkpoint_id, "--reason", "x", "--yes")
+    late = cli(*restore, "--timeout", "2")
+    assert late.returncode == 8
+    assert "is a recovery process running?" in late.stderr and "stays in the log" in late.stderr
+    request = cli(*restore, "--no-wait", "--output", "json")
+    assert (request.returncode, read(request)["outcome"]) == (0, "requested")
+    assert len(topics.events(RestoreRequested, {workflow_id})) == 2
+
+
+def test_a_restore_that_the_service_cannot_do_is_exit_1_with_the_reason(
+    topics: Topics, own: Addresses, start: Start, serve: Serve, cli: Run
+) -> None:
+    for role in (start("recovery", "--policy", str(PATIENT)), start("projector")):
+        role.wait_log("partitions assigned")
+    here = serve(version="7")
+    assert here.client.listen()
+    workflow_id = here.kind.start({"plan": {"two": ["hang"]}}).workflow_id
+    query = "SELECT id::text FROM workflow_checkpoints WHERE workflow_id = %s AND sequence = 2"
+    checkpoint_id = in_tables(own, query, workflow_id)
+    here.kind.version = "6"
+    done = cli("workflows", "restore", workflow_id, "--to", checkpoint_id, "--reason", "x", "--yes", "--output", "json")
+    assert done.returncode == 1, done.stderr
+    last = read(done)["steps"][-1]
+    assert (last["what"], last["reason"]) == ("failed", "downgrade")
