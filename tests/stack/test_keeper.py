@@ -14,12 +14,13 @@ from schemas.objects import Objects
 from schemas.records.commands import ResumeFromCheckpoint
 from schemas.records.events import CheckpointRejected, WorkflowErrorOccurred
 
-from .keeping import Start, applied, beginning, checkpoints, policy_of
+from .keeping import Start, applied, beginning, checkpoints, policy_of, stand_at_the_logs_end
 from .kit import Topics, wait_for
 
 
 @pytest.fixture
 def environment(own: Addresses) -> dict[str, str]:
+    stand_at_the_logs_end(own)
     return {**os.environ, **own.environment()}
 
 
