@@ -12,7 +12,7 @@ from typing import Protocol
 from confluent_kafka import Message
 
 from engine.events import Delivered
-from engine.inspection import deliver
+from engine.inspection import Inspector
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.dead_letters import STAGE_DECODE, DeadLetter
@@ -54,6 +54,8 @@ class Projector:
     def __init__(self, projection: Projection, codec: Codec) -> None:
         self._projection = projection
         self._codec = codec
+        # Without keys, whatever keys there are: rows are the same for everybody, and hold nothing that was encrypted.
+        self._inspector = Inspector(keep_states=False)
         self._positions: dict[int, int] = {}
 
     def assigned(self, log: LogRange) -> int | None:
@@ -127,4 +129,4 @@ class Projector:
         if isinstance(record, Unknown):
             telemetry.EVENTS_PROCESSED.labels(ROLE, "unknown_type").inc()
             return
-        events.append(deliver(record, partition, offset, timestamp_us))
+        events.append(self._inspector.deliver(record, partition, offset, timestamp_us))

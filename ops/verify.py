@@ -103,7 +103,7 @@ class _Verification:
         self._history = history
         self._tables = tables
         self._check = check
-        self._folded = TableCheck()
+        self._folded = TableCheck(beginnings=tables.beginnings(), redactions=tables.redactions())
         self._of_log, self._of_tables = only in (None, "log"), only in (None, "tables")
         # The database's moment comes first: what the log holds beyond these positions is not in the tables yet.
         self._positions = tables.positions()

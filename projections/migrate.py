@@ -19,7 +19,7 @@ from .store import CONNECT_TIMEOUT_S, GENERATION
 #: One migration at a time, whoever runs it.
 _LOCK = 0x6B696E74
 #: What a version of the tables changes in those of the version before; its new tables come after it.
-_CHANGES = {2: "0002_states.sql"}
+_CHANGES = {2: ("0002_states.sql", "0002_redactions.sql")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,7 @@ class Step:
 def _steps() -> list[tuple[str, LiteralString]]:
     found = [("0001_own", _text("projections", "own.sql"))]
     for version in range(1, TABLES_VERSION + 1):
-        if version in _CHANGES:
-            found.append((_CHANGES[version].removesuffix(".sql"), _text("projections", _CHANGES[version])))
+        found += [(file.removesuffix(".sql"), _text("projections", file)) for file in _CHANGES.get(version, ())]
         made = [t for t in TABLES if t.since == version]
         found += [(f"{version:04d}_{t.name}", _text(f"projections.{t.name}", "table.sql")) for t in made]
     return found

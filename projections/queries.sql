@@ -10,6 +10,20 @@ INSERT INTO beginnings (generation, topic, log_partition, tables_version, first_
 VALUES (%(generation)s, %(topic)s, %(partition)s, %(version)s, greatest(%(next_offset)s, 0))
 ON CONFLICT DO NOTHING
 
+-- name: redact
+INSERT INTO redactions (generation, topic, log_partition, first_offset, paths)
+SELECT %(generation)s, %(topic)s, %(partition)s, greatest(%(next_offset)s, 0), %(paths)s::text[]
+WHERE %(paths)s::text[] <> coalesce(
+  (SELECT paths FROM redactions
+   WHERE generation = %(generation)s AND topic = %(topic)s AND log_partition = %(partition)s
+   ORDER BY first_offset DESC LIMIT 1),
+  '{}')
+ON CONFLICT (generation, topic, log_partition, first_offset) DO UPDATE SET paths = EXCLUDED.paths
+
+-- name: redactions
+SELECT log_partition, first_offset, paths FROM redactions
+WHERE generation = %(generation)s AND topic = %(topic)s ORDER BY log_partition, first_offset
+
 -- name: beginnings
 SELECT log_partition, tables_version, first_offset FROM beginnings
 WHERE generation = %(generation)s AND topic = %(topic)s

@@ -39,6 +39,13 @@ class Snapshot:
         found = self._connection.execute(_QUERIES["beginnings"], self._place).fetchall()
         return {(partition, version): offset for partition, version, offset in found}
 
+    def redactions(self) -> dict[int, list[tuple[int, tuple[str, ...]]]]:
+        """Partition to (first offset, paths of the fields that rows made from there on hide), in order."""
+        places: dict[int, list[tuple[int, tuple[str, ...]]]] = {}
+        for partition, offset, paths in self._connection.execute(_QUERIES["redactions"], self._place).fetchall():
+            places.setdefault(partition, []).append((offset, tuple(paths)))
+        return places
+
     def dead_letters(self) -> dict[tuple[int, int], str]:
         """Records set aside: (partition, offset) to the stage in which they failed."""
         found = self._connection.execute(_QUERIES["dead_letter_places"], self._place).fetchall()

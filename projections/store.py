@@ -75,8 +75,9 @@ class Store:
             found = connection.execute(_QUERIES["claim"], self._place(partition)).fetchone()
             assert found is not None
             next_offset, epoch = found
-            place = {**self._place(partition), "version": TABLES_VERSION, "next_offset": next_offset}
-            connection.execute(_QUERIES["begin"], place)
+            place = {**self._place(partition), "next_offset": next_offset}
+            connection.execute(_QUERIES["begin"], {**place, "version": TABLES_VERSION})
+            connection.execute(_QUERIES["redact"], {**place, "paths": list(self._redaction.paths)})
         self._epochs[partition] = epoch
         return None if next_offset == _UNSET else int(next_offset)
 

@@ -15,10 +15,11 @@ import orjson
 
 from engine.events import Delivered
 from schemas.records.events import WorkflowStarted
+from schemas.redaction import NOTHING, Redaction
 
 from .catalog import TABLES
 from .fold import Folded
-from .kit import TABLES_VERSION, Table
+from .kit import TABLES_VERSION, Table, redacted
 
 _INTEGER_MAX = 2**53
 _SHOWN_MAX = 200
@@ -39,17 +40,26 @@ class TableCheck:
     """Folds events one by one, then compares table by table. Holds all rows, JSON as digests: about 1 KB each.
 
     `beginnings`, as `Snapshot.beginnings` tells them: rows that a projector of an earlier version of the tables made
-    are compared without the columns it did not know. None: all were made by this version.
+    are compared without the columns it did not know. None: all were made by this version. `redactions`, as
+    `Snapshot.redactions` tells them: what the projector hid in the rows it made.
     """
 
     def __init__(
-        self, tables: Sequence[Table] = TABLES, *, beginnings: Mapping[tuple[int, int], int] | None = None
+        self,
+        tables: Sequence[Table] = TABLES,
+        *,
+        beginnings: Mapping[tuple[int, int], int] | None = None,
+        redactions: Mapping[int, Sequence[tuple[int, Sequence[str]]]] | None = None,
     ) -> None:
         self._tables = {table.name: table for table in tables}
         self._folded = Folded(tables)
         self._rows = self._folded.rows
         self._digested = {t.name: [i for i, c in enumerate(t.columns) if c.kind in ("jsonb", "bytea")] for t in tables}
         self._beginnings = beginnings
+        self._redactions = {
+            partition: [(offset, Redaction(paths)) for offset, paths in found]
+            for partition, found in (redactions or {}).items()
+        }
         #: Rows made by a projector of an earlier version, by table.
         self._earlier: dict[str, set[str]] = {table.name: set() for table in tables}
         self._later_tables = [table.name for table in tables if table.since > 1]
@@ -68,6 +78,8 @@ class TableCheck:
         """Fold the next event of its partition."""
         if self._cut:
             self._note_beginning(event)
+        if self._redactions:
+            event = self._redacted(event)
         earlier = self._of_earlier_version(event)
         if not earlier:
             self._folded.remove(event)
@@ -77,6 +89,13 @@ class TableCheck:
                     self._rows[name][key] = self._reduced(name, row)
                 if earlier:
                     self._earlier[name].add(key)
+
+    def _redacted(self, event: Delivered) -> Delivered:
+        hidden = NOTHING
+        for offset, redaction in self._redactions.get(event.partition, ()):
+            if offset <= event.offset:
+                hidden = redaction
+        return redacted((event,), hidden)[0]
 
     def _of_earlier_version(self, event: Delivered) -> bool:
         if self._beginnings is None:

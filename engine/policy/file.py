@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from schemas.redaction import PATHS_MAX, check_path
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -23,6 +25,7 @@ Strategy = Literal[
     "manual_intervention",
 ]
 Attempts = Annotated[int, Field(ge=1, le=1000)]
+HiddenPath = Annotated[str, AfterValidator(check_path)]
 Milliseconds = Annotated[int, Field(ge=1, le=365 * _DAY_MS)]
 
 
@@ -47,6 +50,7 @@ class Checkpoints(_Part):
         ("step_start", "step_complete", "critical_point", "error_recovery"), strict=False
     )
     critical_steps: tuple[str, ...] = Field((), strict=False)
+    redact: tuple[HiddenPath, ...] = Field((), strict=False, max_length=PATHS_MAX)
     retention: Retention = Retention()
     compression: Compression = Compression()
 

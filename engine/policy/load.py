@@ -99,10 +99,12 @@ def _build(parsed: WorkflowErrorHandling) -> Policy:
     timeouts, commands, people = parsed.error_detection.timeouts, parsed.commands, parsed.manual_intervention
     inspection = parsed.debugging.state_inspection
     corruption, retention = parsed.error_detection.state_corruption, parsed.checkpoints.retention
-    content = json.dumps(parsed.model_dump(mode="json"), sort_keys=True)
+    # What is hidden from people decides no repair: a version is that of the decisions made by it.
+    content = json.dumps(parsed.model_dump(mode="json", exclude={"checkpoints": {"redact"}}), sort_keys=True)
     return Policy(
         version=hashlib.sha256(content.encode()).hexdigest()[:16],
         critical_steps=frozenset(parsed.checkpoints.critical_steps),
+        redact=parsed.checkpoints.redact,
         timeouts=Timeouts(
             step_ms=timeouts.default_step_timeout,
             critical_step_ms=timeouts.critical_step_timeout,

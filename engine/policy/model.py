@@ -94,7 +94,10 @@ class StateInspection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy as loaded; `version` is a digest of its content, written into every decision."""
+    """A policy as loaded; `version` is a digest of its content, written into every decision.
+
+    `redact`: paths of fields that are shown to nobody, for `schemas.redaction`.
+    """
 
     version: str
     critical_steps: frozenset[str]
@@ -107,6 +110,7 @@ class Policy:
     state_inspection: StateInspection = StateInspection()
     corruption: Corruption = Corruption()
     retention: Retention = Retention()
+    redact: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def ladder(self, error_type: str) -> Ladder:

@@ -131,26 +131,27 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
         keys_optional=keys_optional(),
         **given,
     )
-    if role == "projector":
-        run_role(role, settings, lambda stack: projector_loop(settings, at.postgres, stack))
-        return
     if role == "archiver":
         run_role(role, settings, lambda stack: archiver_loop(settings))
         return
     chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
+    if role == "projector":
+        run_role(role, settings, lambda stack: projector_loop(settings, at.postgres, chosen, stack))
+        return
     if role == "keeper":
         run_role(role, settings, lambda stack: keeper(settings, chosen, stack))
         return
     run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
 
 
-def projector_loop(settings: RoleSettings, postgres: str, stack: ExitStack) -> Loop:
+def projector_loop(settings: RoleSettings, postgres: str, policy: Policy, stack: ExitStack) -> Loop:
     """The projector role: consumers' loop around projections' tables, which may not know each other."""
     from consumers.projector import Projector
     from consumers.roles import codec_of, handler_loop
     from projections.store import Store
+    from schemas.redaction import Redaction
 
-    store = Store(postgres)
+    store = Store(postgres, redaction=Redaction(policy.redact))
     stack.callback(store.close)
     return handler_loop("projector", settings, Projector(store, codec_of(settings, stack)))
 
