@@ -14,6 +14,7 @@ from ._schemas.errors import RetriableError, StateError
 from ._schemas.records.events import CheckpointCreated, StatePersisted, StateRestored
 from .checkpoints import canonical, evidence, new_id, next_link, pack
 from .outbox import Delivery
+from .turns import Turn
 
 if TYPE_CHECKING:
     from .run import Run
@@ -33,7 +34,7 @@ class Taken:
     step_id: str
     status: str
     data: bytes
-    turn: int
+    turn: Turn
     #: The version's number, for a state that is no checkpoint.
     version: int = 0
     is_evidence: bool = False
@@ -68,7 +69,12 @@ class Saver:
 
         # Taken here and not in another thread: no coroutine can change the state meanwhile.
         taken = self._take(step_id, run)
-        checkpoint_id, delivery = await asyncio.wrap_future(_in_thread(lambda: self._checkpoint(taken, "manual", run)))
+        try:
+            written = _in_thread(lambda: self._checkpoint(taken, "manual", run))
+        except RuntimeError as error:  # no thread can be started
+            taken.turn.give_up()
+            raise RetriableError(f"the checkpoint cannot be written now: {error}") from error
+        checkpoint_id, delivery = await asyncio.wrap_future(written)
         delivery.then(settled)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(known.wait(), timeout_s)
@@ -95,7 +101,7 @@ class Saver:
 
     def _checkpoint(self, taken: Taken, type_: str, run: Run) -> tuple[str, Delivery]:
         workflow = self._workflow
-        with run.turns.turn(taken.turn):
+        with taken.turn:
             kept = pack(taken.data, workflow.kind.policy)
             chain = workflow.chain
             link = next_link(chain, kept.digest)
@@ -142,7 +148,7 @@ class Saver:
 
     def _write(self, kind: type[S], taken: Taken, run: Run, *, inline_if_away: bool, **fields: Any) -> Delivery:
         workflow = self._workflow
-        with run.turns.turn(taken.turn):
+        with taken.turn:
             kept = pack(taken.data, workflow.kind.policy)
             record = workflow.make(
                 kind,
