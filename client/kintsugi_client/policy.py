@@ -17,7 +17,8 @@ CRITICAL_STEPS_DEFAULT = frozenset({"code_generation", "build", "test", "deploym
 AUTOMATIC = ("step_start", "step_complete", "critical_point", "error_recovery")
 CHECKPOINT_TYPES = (*AUTOMATIC, "manual")
 _ALGORITHMS = ("gzip", "zstd")
-_BLOCK = ("auto_create", "types", "critical_steps", "retention", "compression")
+#: Of `retention` and `redact` others take care: the keeper, and what shows states.
+_BLOCK = ("auto_create", "types", "critical_steps", "redact", "retention", "compression")
 _COMPRESSION = ("enabled", "algorithm", "min_size")
 
 
@@ -50,10 +51,7 @@ class CheckpointPolicy:
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> CheckpointPolicy:
-        """From the `checkpoints` block of a policy file, with that file's defaults. ConfigError names the key.
-
-        `retention` is the keeper's affair and not looked at here.
-        """
+        """From the `checkpoints` block of a policy file, with that file's defaults. ConfigError names the key."""
         _check_keys("checkpoints", block, _BLOCK)
         compression = block.get("compression", {})
         _check_keys("checkpoints.compression", compression, _COMPRESSION)

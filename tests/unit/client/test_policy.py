@@ -9,7 +9,7 @@ import pytest
 import yaml
 from kintsugi_client import CheckpointPolicy, ConfigError
 from kintsugi_client._schemas.records.events import CheckpointCreated, WorkflowErrorOccurred
-from kintsugi_client.policy import AUTOMATIC
+from kintsugi_client.policy import _BLOCK, AUTOMATIC
 
 from engine.policy.file import Checkpoints
 
@@ -141,6 +141,10 @@ def test_compression_is_as_the_block_says(service: Service) -> None:
 def test_a_wrong_block_names_its_key(service: Service, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         service.client.workflow_type("t", **options)
+
+
+def test_every_key_of_the_block_is_known() -> None:
+    assert set(_BLOCK) == set(Checkpoints.model_fields)
 
 
 def test_what_the_client_makes_by_itself_is_what_the_engine_knows() -> None:

@@ -20,7 +20,7 @@ SECTIONS = sections(PAGE)
 ROOT_KEY = "workflow_error_handling"
 #: Any error type's entry has the same keys; the page writes them once.
 ENTRY = "recovery_strategies.*"
-USES = {"yes", "recorded", "later"}
+USES = {"yes", "recorded", "client", "later"}
 #: Kept in the policy, but the strategy that would use it is not available yet.
 KEPT_FOR_LATER = {f"{ENTRY}.scaling_factor"}
 
@@ -134,7 +134,7 @@ def test_a_key_is_said_to_be_used_when_it_changes_what_the_engine_is_given(path:
     assert used in USES
     key = keys()[path]
     changes = given(file_with(path, key.schema["default"])) != given(file_with(path, key.other_value()))
-    assert changes == (used != "later" or path in KEPT_FOR_LATER)
+    assert changes == (used not in ("client", "later") or path in KEPT_FOR_LATER)
 
 
 def test_what_waits_for_its_strategy_still_does() -> None:
