@@ -59,7 +59,7 @@ class Archiver:
         partition = log.partition
         self.lost([partition])
         try:
-            last = self._archive.last(partition)
+            last = self._archive.last(partition, near=max(log.low, log.committed or 0))
         except ArchiveDamagedError as error:
             # Nothing can be built on it; the other partitions go on while somebody looks at it.
             raise RetriableError(f"the end of the archive is damaged: {error}", hint=error.hint) from error

@@ -72,7 +72,7 @@ class History:
                 gone = error  # retention was here first: the archive has it by now, or nobody
 
     def _first(self, partition: int, low: int) -> int:
-        if low == 0 or self._archive is None or self._archive.end_of(partition) < low:
+        if low == 0 or self._archive is None or self._archive.end_of(partition, near=low) < low:
             return low
         return min(low, self._archive.whole_from(partition))
 

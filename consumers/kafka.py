@@ -30,6 +30,27 @@ _TEXT_MAX = 500
 #: Settings that the loop's guarantees rest on.
 _OURS = frozenset({"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "enable.idempotence", "acks"})
 
+_TRANSIENT = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._PARTITION_EOF,
+        KafkaError._WAIT_COORD,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,  # it was there when the role started: a broker that has not heard of it yet
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError._MAX_POLL_EXCEEDED,
+    }
+)
+
 
 def consumer_settings(servers: str, group: str, extra: Mapping[str, str]) -> dict[str, Any]:
     """Settings of a group member. `extra` are librdkafka's own names; ConfigError for those that are ours to set."""
@@ -86,6 +107,11 @@ def is_incremental(settings: Mapping[str, Any]) -> bool:
     if settings.get("group.protocol", "classic") == "consumer":
         return True
     return "cooperative-sticky" in str(settings.get("partition.assignment.strategy", ""))
+
+
+def passes(error: KafkaError) -> bool:
+    """Whether a consumer's error goes away by itself; anything else ends the process."""
+    return not error.fatal() and (error.retriable() or error.code() in _TRANSIENT)
 
 
 def describe(error: KafkaError) -> str:

@@ -31,7 +31,7 @@ from .clock import BrokerClock
 from .crash import crash_point
 from .deadline import Deadline
 from .handler import Handler, LogRange, OwnPosition
-from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental
+from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental, passes
 from .slots import Slot
 
 #: Sweet spot of librdkafka's batches; also bounds the time between two polls.
@@ -51,27 +51,6 @@ COMMIT_FLOOR_S = 2.0
 LAG_INTERVAL_S = 1.0
 #: Shortest wait for a timer, so that rounding cannot make the loop spin.
 WAIT_S_MIN = 0.001
-
-_TRANSIENT = frozenset(
-    {
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._TRANSPORT,
-        KafkaError._RESOLVE,
-        KafkaError._TIMED_OUT,
-        KafkaError._PARTITION_EOF,
-        KafkaError._WAIT_COORD,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,  # it was there when the role started: a broker that has not heard of it yet
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError._MAX_POLL_EXCEEDED,
-    }
-)
 
 
 class Loop:
@@ -412,7 +391,7 @@ class Loop:
                 f"{self._topic}[{message.partition()}]: the position is outside the log: {error.str()}",
                 hint="records were deleted before they were processed; check the retention",
             )
-        if error.fatal() or not (error.retriable() or error.code() in _TRANSIENT):
+        if not passes(error):
             raise FatalError(f"{self._topic}: {describe(error)}")
         self._log.warning("poll", error=describe(error))
 

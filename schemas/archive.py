@@ -95,19 +95,22 @@ class Archive:
                 raise ArchiveDamagedError(f"{self._folder}/{partition}: more than {FILES_MAX} files")
         return Listing(files=sorted(files), gaps=sorted(gaps))
 
-    def last(self, partition: int) -> FileInfo | None:
+    def last(self, partition: int, *, near: int = 0) -> FileInfo | None:
         """The newest file's facts; None when nothing is archived. The file is read whole and checked: what follows is
-        built on it."""
-        newest = max((first for first, _, is_gap in self._list(partition, None) if not is_gap), default=None)
-        if newest is None:
-            return None
-        file = self.file(partition, newest)
+        built on it. `near` is a guess of the archive's end: a good one spares listing what lies far before it."""
+        newest = None
+        for after in (max(0, near - FILE_OFFSETS_MAX), None):
+            firsts = (first for first, _, is_gap in self._list(partition, after) if not is_gap)
+            newest = max(firsts, default=None)
+            if newest is not None:
+                break
+        file = None if newest is None else self.file(partition, newest)
         return None if file is None else file.info
 
-    def end_of(self, partition: int) -> int:
+    def end_of(self, partition: int, *, near: int = 0) -> int:
         """The offset behind the last one archived: where the next file begins. Every archive begins at 0, with a gap
         where the log did not reach back to it, so that writers agree on the place of the first file too."""
-        found = self.last(partition)
+        found = self.last(partition, near=near)
         return 0 if found is None else found.next
 
     def whole_from(self, partition: int) -> int:
@@ -197,22 +200,26 @@ class Archive:
 
     def _begin(self, partition: int, start: int) -> int | Gap | None:
         """First offset of the file that holds `start`, or what is missing there; None when the archive ends before."""
-        near = self._around(partition, start, after=max(0, start - FILE_OFFSETS_MAX))
-        if near[0] is None:
-            # Before the first file, or within a gap, which may be of any length.
-            near = self._around(partition, start, after=None)
-        at, following = near
-        if at is not None:
-            info = self.info(partition, at)
-            if info is not None and start < info.next:
-                return at
+        at = following = None
+        # A store that lists in order shows that file first, unless it is a gap, which may begin anywhere. What is found
+        # is proven by its header; before anything is said to be missing, all names are looked at.
+        for after, eager in ((max(0, start - FILE_OFFSETS_MAX), True), (None, False)):
+            at, following = self._around(partition, start, after=after, eager=eager)
+            info = None if at is None else self.info(partition, at)
+            if info is not None and info.first <= start < info.next:
+                return info.first
         if following is None:
             return None
         reason = "archiving began later" if at is None else "a file of the archive is missing"
         return Gap(partition=partition, first=start, next=following, reason=reason)
 
-    def _around(self, partition: int, start: int, *, after: int | None) -> tuple[int | None, int | None]:
-        """The last first offset up to `start`, and the next one behind it, among the names from `after` on."""
+    def _around(
+        self, partition: int, start: int, *, after: int | None, eager: bool = False
+    ) -> tuple[int | None, int | None]:
+        """The last first offset up to `start`, and the next one behind it, among the names from `after` on.
+
+        `eager` takes the names as if they came in order, and stops at the first one behind.
+        """
         before: int | None = None
         behind: int | None = None
         for first, _, is_gap in self._list(partition, after):
@@ -222,6 +229,8 @@ class Archive:
                 before = first if before is None else max(before, first)
             else:
                 behind = first if behind is None else min(behind, first)
+                if eager:
+                    break
         return before, behind
 
     def _following(self, partition: int, at: int) -> int | None:

@@ -12,7 +12,7 @@ from schemas import archive as archives
 from schemas.archive import Archive, ArchiveGapError
 from schemas.archive_format import FILE_OFFSETS_MAX, ArchiveDamagedError, ArchiveFile, FileBuilder, Gap
 from schemas.log_record import LogRecord, encode
-from schemas.objects import Objects
+from schemas.objects import ObjectInfo, Objects
 
 P = 2
 
@@ -198,3 +198,40 @@ def test_an_empty_object_is_damaged_and_no_store_that_is_away(archive: Archive, 
     for read in (archive.file, archive.info):
         with pytest.raises(ArchiveDamagedError):
             read(P, 0)
+
+
+@pytest.mark.parametrize("near", [0, 10, 29, 30, 31, 10**12])
+def test_the_end_is_found_whatever_is_guessed(archive: Archive, near: int) -> None:
+    for first, end in ((0, 10), (10, 20), (20, 30)):
+        put(archive, first, end)
+    assert archive.end_of(P, near=near) == 30
+
+
+class Listed(Objects):
+    """A store that shows its names in an order of the test's."""
+
+    backwards = False
+    shown = 0
+
+    def list(self, prefix: str, *, after: str | None = None) -> Iterator[ObjectInfo]:  # type: ignore[override]
+        for found in sorted(super().list(prefix, after=after), key=lambda o: o.path, reverse=self.backwards):
+            self.shown += 1
+            yield found
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_order_of_a_listing_changes_only_how_long_it_takes(folder: Path, backwards: bool) -> None:
+    store = Listed(folder.as_uri())
+    store.backwards = backwards
+    archive = Archive(store, cluster="cluster", topic="topic")
+    step = FILE_OFFSETS_MAX // 2
+    for number in range(40):
+        made = FileBuilder("cluster", "topic", P, number * step)
+        made.add(record((number + 1) * step - 1), encode(record((number + 1) * step - 1)))
+        assert archive.put(made) is not None
+    for number in range(40):
+        store.shown = 0
+        found = next(archive.segments(P, number * step + 7))
+        assert isinstance(found, ArchiveFile) and found.info.first == number * step
+        # In order: the files within FILE_OFFSETS_MAX before it, itself, and the one behind.
+        assert backwards or store.shown <= 5
