@@ -8,7 +8,6 @@ Messages never show a value of the state: a rejection is told in clear.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,14 @@ if TYPE_CHECKING:  # an extra of the client: imported when the first schema is c
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 #: Of a schema. As deep as a state may be, and a state's schema has some two levels for each of the state's.
 SCHEMA_DEPTH_MAX = 128
-#: Subschemas that are looked at when references are followed: 40 definitions, each of the next one twice, are 2^40.
-EXPANDED_MAX = 20_000
-#: Ways through a schema that recurs in several of its branches; each level of the state multiplies them.
-_WAYS_MAX = 1_000_000
+#: Subschemas that one value may be asked for, with references followed: a union of a hundred models has some 200. So
+#: a state of 1 MB is checked in some seconds at worst, and 40 definitions, each of the next one twice, are refused.
+BREADTH_MAX = 256
+#: A schema that reaches this further down than so many levels recurs in several of its branches: it may be asked for
+#: values that are not nested so deep. One that reaches it before is refused.
+_LEVELS_MIN = 6
+#: Places of a value, each with the subschemas that it is asked for, looked at in a survey.
+_PLACES_MAX = 2_000
 #: Compiled schemas kept: a process has a few workflow types, the engine those of all services.
 CACHED_SCHEMAS_MAX = 256
 #: Bytes of a compiled pattern, and of what matching may remember.
@@ -35,20 +38,11 @@ _MESSAGE_CHARS_MAX = 500
 _PATH_CHARS_MAX = 200
 _MASK = "the value"
 
-#: Keywords by what they hold: one schema or a list of them for the same value; maps of schemas for the same value;
-#: schemas for the value's parts.
-_IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
-_IN_PLACE_MAPS = ("dependentSchemas",)
-_PARTS = (
-    "items",
-    "prefixItems",
-    "contains",
-    "additionalProperties",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "propertyNames",
-    "contentSchema",
-)
+#: Keywords by what their schemas are asked for: the value itself, its items, its properties; alone, in lists, in maps.
+_IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "contentSchema")
+_OF_ITEMS = ("items", "prefixItems", "contains", "unevaluatedItems")
+_OF_PROPERTIES = ("additionalProperties", "unevaluatedProperties", "propertyNames", "patternProperties")
+_MAPS = ("dependentSchemas", "patternProperties", "properties", "$defs", "definitions")
 _DEFINITIONS = ("$defs", "definitions")
 #: Other ways to point somewhere. What such a reference means depends on more than the schema's text.
 _REFUSED = ("$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$anchor", "$vocabulary")
@@ -57,19 +51,15 @@ _REFUSED = ("$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor"
 class StateSchema:
     """A compiled schema. Thread-safe."""
 
-    def __init__(self, validator: Draft202012Validator, ways: int) -> None:
+    def __init__(self, validator: Draft202012Validator, levels_max: int | None) -> None:
         self._validator = validator
-        self._depth_max = _depth_for(ways)
+        self._levels_max = levels_max
 
     def validate(self, value: object, *, path: str = "$.data") -> None:
         """StateError "schema" with the path of the first value that breaks it. `path` is where `value` stands."""
-        if self._depth_max is not None and not _within(value, self._depth_max):
-            raise StateError(
-                "schema",
-                f"{path}: nested deeper than {self._depth_max}, which is all that a schema may be asked for that recurs"
-                " in several of its branches",
-                path=path,
-            )
+        if self._levels_max is not None and not _within(value, self._levels_max):
+            what = f"nested deeper than {self._levels_max}, and the schema recurs in several of its branches"
+            raise StateError("schema", f"{path}: {what}", path=path)
         if self._validator.is_valid(value):
             return
         import jsonschema_rs
@@ -119,7 +109,7 @@ def _compiled(text: str) -> StateSchema | str:
         return f"the schema has {len(text)} characters, {STATE_SCHEMA_CHARS_MAX} allowed"
     try:
         schema = json.loads(text)
-        ways = _Survey(schema).ways()
+        levels_max = _Survey(schema).levels_max()
         options = jsonschema_rs.RegexOptions(size_limit=_PATTERN_BYTES_MAX, dfa_size_limit=_PATTERN_BYTES_MAX)
         validator = jsonschema_rs.Draft202012Validator(
             schema, offline=True, pattern_options=options, validate_formats=False, mask=_MASK
@@ -127,44 +117,73 @@ def _compiled(text: str) -> StateSchema | str:
     except (ValueError, TypeError, RecursionError, jsonschema_rs.ReferencingError) as error:
         message = getattr(error, "message", None) or str(error)
         return f"the schema cannot be used: {message}"[:_MESSAGE_CHARS_MAX]
-    return StateSchema(validator, ways)
+    return StateSchema(validator, levels_max)
+
+
+#: Subschemas by the step down the value that leads to them: "" for none, "[]" and "{}" for any item and property.
+_Parts = list[tuple[str, Any]]
 
 
 class _Survey:
-    """Walks a schema along its references before it is compiled. ValueError for what is refused."""
+    """Looks a schema through before it is compiled. ValueError for what is refused."""
 
     def __init__(self, schema: Any) -> None:
         if not isinstance(schema, dict):
             raise ValueError("a schema is a JSON object")
-        if schema.get("$schema", DRAFT).rstrip("#") != DRAFT:
+        if str(schema.get("$schema", DRAFT)).rstrip("#") != DRAFT:
             raise ValueError(f"$schema: only {DRAFT} is known")
         self._root = schema
-        self._left = EXPANDED_MAX
-        self._targets: dict[str, Any] = {}
-        #: Of the definition being walked: returns to a definition that is not at its end, by their first step down.
-        self._returns: Counter[str] = Counter()
+        self._check(schema, 0)
 
-    def ways(self) -> int:
-        """How many times one part of a value can be asked for by each level of it: 1 but for branching recursion."""
-        self._walk(self._root, (), 0, None)
-        for definition in self._definitions(self._root):
-            self._walk(definition, (), 0, None)
-        worst = 1
-        for pointer, target in list(self._targets.items()):
-            self._returns.clear()
-            self._walk(target, (pointer,), 0, None)
-            everywhere = self._returns.pop("*", 0)
-            worst = max(worst, everywhere + max(self._returns.values(), default=0))
-        return worst
+    def levels_max(self) -> int | None:
+        """How deep a value may be nested; None without such a limit."""
+        places: dict[tuple[int, ...], list[Any]] = {(id(self._root),): [self._root]}
+        seen: set[tuple[int, ...]] = set()
+        level = 0
+        while places:
+            below: dict[tuple[int, ...], list[Any]] = {}
+            for asked in places.values():
+                parts = self._parts_of(asked)
+                if parts is None:
+                    if level < _LEVELS_MIN:
+                        raise ValueError(f"one value is asked for more than {BREADTH_MAX} of its schemas")
+                    return level
+                for group in _groups(parts):
+                    below.setdefault(tuple(sorted(map(id, group))), group)
+            seen |= places.keys()
+            if len(seen) > _PLACES_MAX:
+                raise ValueError(f"it tells more than {_PLACES_MAX} kinds of values apart")
+            places = {place: asked for place, asked in below.items() if place not in seen}
+            level += 1
+        return None
 
-    def _walk(self, schema: Any, under: tuple[str, ...], depth: int, step: str | None) -> None:
+    def _parts_of(self, asked: list[Any]) -> _Parts | None:
+        """What the parts of a value are asked for that is asked for these; None when it is asked for too many."""
+        parts: _Parts = []
+        waiting: list[tuple[Any, frozenset[str]]] = [(schema, frozenset()) for schema in asked]
+        count = 0
+        while waiting:
+            schema, through = waiting.pop()
+            count += 1
+            if count > BREADTH_MAX:
+                return None
+            if not isinstance(schema, dict):
+                continue
+            pointer = schema.get("$ref")
+            if pointer is not None and pointer not in through:
+                waiting.append((self._resolve(pointer), through | {pointer}))
+            for step, part in _subschemas(schema):
+                if step:
+                    parts.append((step, part))
+                else:
+                    waiting.append((part, through))
+        return parts
+
+    def _check(self, schema: Any, depth: int) -> None:
         if isinstance(schema, bool):
             return
         if not isinstance(schema, dict):
             raise ValueError(f"{type(schema).__name__} stands where a schema should")
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError(f"its references expand to more than {EXPANDED_MAX} schemas")
         if depth > SCHEMA_DEPTH_MAX:
             raise ValueError(f"nested deeper than {SCHEMA_DEPTH_MAX}")
         for keyword in _REFUSED:
@@ -173,17 +192,12 @@ class _Survey:
         if "$id" in schema and schema is not self._root:
             raise ValueError("$id within the schema is not supported")
         if "$ref" in schema:
-            self._follow(schema["$ref"], under, depth, step)
-        for part, down in _subschemas(schema):
-            self._walk(part, under, depth + 1, step if step is not None or down is None else down)
-
-    def _follow(self, pointer: Any, under: tuple[str, ...], depth: int, step: str | None) -> None:
-        target = self._resolve(pointer)
-        self._targets[pointer] = target
-        if pointer in under:
-            self._returns["*" if step is None else step] += 1
-        else:
-            self._walk(target, (*under, pointer), depth + 1, step)
+            self._resolve(schema["$ref"])
+        for keyword in _DEFINITIONS:
+            for _, part in _held(schema, keyword, ""):
+                self._check(part, depth + 1)
+        for _, part in _subschemas(schema):
+            self._check(part, depth + 1)
 
     def _resolve(self, pointer: Any) -> Any:
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
@@ -197,47 +211,35 @@ class _Survey:
                 raise ValueError(f"$ref {pointer!r:.200} points nowhere") from None
         return found
 
-    @staticmethod
-    def _definitions(schema: dict[str, Any]) -> Iterator[Any]:
-        for keyword in _DEFINITIONS:
-            held = schema.get(keyword)
-            if isinstance(held, dict):
-                yield from held.values()
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for keywords, step in ((_IN_PLACE, ""), (_OF_ITEMS, "[]"), (_OF_PROPERTIES, "{}")):
+        for keyword in keywords:
+            yield from _held(schema, keyword, step)
+    yield from _held(schema, "properties", ".")
 
 
-def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[Any, str | None]]:
-    """Schemas right below, with the step they take down the value: None for none, "*" for any part of it."""
-    for keyword in _IN_PLACE:
-        held = schema.get(keyword)
-        for part in held if isinstance(held, list) else () if held is None else (held,):
-            yield part, None
-    for keyword in _IN_PLACE_MAPS:
-        for part in _values(schema.get(keyword)):
-            yield part, None
-    for keyword in _PARTS:
-        held = schema.get(keyword)
-        for part in held if isinstance(held, list) else () if held is None else (held,):
-            yield part, "*"
-    for part in _values(schema.get("patternProperties")):
-        yield part, "*"
-    held = schema.get("properties")
-    if isinstance(held, dict):
-        for name, part in held.items():
-            yield part, f".{name}"
+def _held(schema: dict[str, Any], keyword: str, step: str) -> Iterator[tuple[str, Any]]:
+    held = schema.get(keyword)
+    if held is None:
+        return
+    if keyword not in _MAPS:
+        yield from ((step, part) for part in (held if isinstance(held, list) else (held,)))
+    elif isinstance(held, dict):
+        yield from ((f".{name}" if step == "." else step, part) for name, part in held.items())
+    else:
+        raise ValueError(f"{keyword}: {type(held).__name__} stands where a map of schemas should")
 
 
-def _values(held: Any) -> list[Any]:
-    return list(held.values()) if isinstance(held, dict) else []
-
-
-def _depth_for(ways: int) -> int | None:
-    """Levels of a value after which `_WAYS_MAX` are reached; None when they never are."""
-    if ways <= 1:
-        return None
-    depth, total = 0, 1
-    while total * ways <= _WAYS_MAX:
-        depth, total = depth + 1, total * ways
-    return depth
+def _groups(parts: _Parts) -> Iterator[list[Any]]:
+    """What is asked for together: an item, a property by its name, one of any other name."""
+    by_step: dict[str, list[Any]] = {}
+    for step, part in parts:
+        by_step.setdefault(step, []).append(part)
+    items, others = by_step.pop("[]", []), by_step.pop("{}", [])
+    for group in (items, others, *(named + others for named in by_step.values())):
+        if group:
+            yield group
 
 
 def _within(value: object, levels: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.admission import STATE_SCHEMA_CHARS_MAX
 from schemas.errors import ConfigError, StateError
-from schemas.state_schema import EXPANDED_MAX, SCHEMA_DEPTH_MAX, _compiled, compiled, schema_text
+from schemas.state_schema import BREADTH_MAX, SCHEMA_DEPTH_MAX, _compiled, compiled, schema_text
 
 ORDER = {
     "type": "object",
@@ -36,8 +36,8 @@ TREE = {
     },
     "$ref": "#/$defs/Node",
 }
-#: Any JSON: it recurs in two branches, and a state could be made to ask for each part of it 2^depth times.
-BRANCHING = {
+#: Any JSON: it recurs in two branches, of which no value takes both.
+ANY = {
     "$defs": {
         "any": {
             "anyOf": [
@@ -48,6 +48,16 @@ BRANCHING = {
         }
     },
     "$ref": "#/$defs/any",
+}
+
+#: Each part of a state is asked for twice as many schemas as what it is part of.
+BRANCHING = {
+    "$defs": {
+        "a": {"properties": {"in": {"$ref": "#/$defs/either"}}},
+        "b": {"properties": {"in": {"$ref": "#/$defs/either"}, "kind": {"const": "b"}}},
+        "either": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]},
+    },
+    "$ref": "#/$defs/either",
 }
 
 
@@ -103,7 +113,10 @@ def test_no_message_shows_a_value() -> None:
         ({"properties": {"a": {"$id": "https://example.org/", "$ref": "x"}}}, "is not supported"),
         ({"$dynamicRef": "#x"}, "is not supported"),
         ({"not": "a"}, "stands where a schema should"),
-        (doubling(40), f"more than {EXPANDED_MAX}"),
+        (doubling(40), f"more than {BREADTH_MAX}"),
+        ({"items": {"allOf": [{"minimum": 0}] * 1_000}}, f"more than {BREADTH_MAX}"),
+        ({"patternProperties": {f"^a{n}": {} for n in range(300)}}, f"more than {BREADTH_MAX}"),
+        ({"allOf": [{"properties": {"a": {"minimum": n}}} for n in range(300)]}, f"more than {BREADTH_MAX}"),
         (nested(SCHEMA_DEPTH_MAX + 1), "nested deeper"),
         ({"description": "x" * STATE_SCHEMA_CHARS_MAX}, "characters"),
     ],
@@ -149,13 +162,30 @@ def test_a_schema_may_recur() -> None:
     assert refusal(TREE, {"left": {"right": {"left": 5}}}).path == "$.data.left"
 
 
-def test_a_schema_that_recurs_in_branches_is_asked_for_few_levels_only() -> None:
-    schema = compiled(schema_text(BRANCHING))
-    schema.validate({"a": [1, {"b": ["x", None]}]})
+def test_any_json_may_be_asked_for() -> None:
     deep: Any = 1
     for _ in range(60):
-        deep = [deep]
+        deep = [{"a": deep}]
+    compiled(schema_text(ANY)).validate(deep)
+
+
+def test_a_schema_that_recurs_in_branches_is_asked_for_few_levels_only() -> None:
+    schema = compiled(schema_text(BRANCHING))
+    schema.validate({"in": {"in": {"in": {}}}})
+    deep: Any = {}
+    for _ in range(30):
+        deep = {"in": deep}
     assert "recurs in several" in str(refusal(BRANCHING, deep))
+
+
+def test_a_union_of_many_models_may_be_asked_for() -> None:
+    models = {
+        f"M{n}": {"properties": {"kind": {"const": n}, "name": {"type": "string"}}, "required": ["kind"]}
+        for n in range(100)
+    }
+    union = {"$defs": models, "anyOf": [{"$ref": f"#/$defs/{name}"} for name in models]}
+    compiled(schema_text(union)).validate({"kind": 99, "name": "x"})
+    assert refusal(union, {"kind": 100}).path == "$.data"
 
 
 def test_a_schema_is_compiled_once_also_when_it_cannot_be_used() -> None:
