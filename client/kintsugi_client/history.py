@@ -16,10 +16,13 @@ from ._schemas.errors import DecodeError, RetriableError
 from ._schemas.objects import Objects
 from ._schemas.records import Record
 from ._schemas.topics import EVENTS
+from .bounded import Bounded
 from .errors import ClosedError, RestoreError
 from .settings import connected, describe_error
 
 FETCH_TIMEOUT_S = 10.0
+#: A store may give no answer at all, whatever is set for its requests: a network file system, for one.
+STORE_TIMEOUT_S = 20.0
 _POLL_S = 0.2
 _ABSENT = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
@@ -38,6 +41,7 @@ class History:
         }
         self._codec = codec
         self._objects = objects
+        self._bounded = Bounded()
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
         self._closed = False
@@ -122,8 +126,9 @@ class History:
                 f"{where} is not in the log, or not any more, and no object storage is configured for the archive",
                 hint="set KINTSUGI_OBJECTS, and run the archiver",
             )
+        archive = Archive(self._objects, cluster=cluster, topic=EVENTS)
         try:
-            record = Archive(self._objects, cluster=cluster, topic=EVENTS).record(partition, offset)
+            record = self._bounded.call("the archive", lambda: archive.record(partition, offset), STORE_TIMEOUT_S)
         except ArchiveGapError as error:
             raise RestoreError("checkpoint_missing", f"{where} is not in the log any more; {error}") from error
         except ArchiveDamagedError as error:

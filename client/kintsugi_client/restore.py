@@ -17,9 +17,10 @@ from ._schemas.records import Record
 from ._schemas.records.commands import ResumeFromCheckpoint, RetryStep
 from ._schemas.records.events import CheckpointCreated, WorkflowStarted
 from ._schemas.sealing import DataKey, binding_of, unseal, unseal_fields
+from .bounded import Bounded
 from .checkpoints import Chain
 from .errors import ClosedError, RestoreError, SupersededError
-from .history import History
+from .history import STORE_TIMEOUT_S, History
 from .standing import Standing
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Restorer:
         self._keys = keys
         self._keys_optional = keys_optional
         self._objects = objects
+        self._bounded = Bounded()
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -119,7 +121,8 @@ class Restorer:
                 "its state lies in object storage, and none is configured",
                 hint="set KINTSUGI_OBJECTS",
             )
-        return claims.get(self._objects, record.claim_uri)
+        objects, uri = self._objects, record.claim_uri
+        return self._bounded.call("object storage", lambda: claims.get(objects, uri), STORE_TIMEOUT_S)
 
     def _prove(self, record: CheckpointCreated, stored: bytes) -> dict[str, Any]:
         """The state in stored bytes. StateError says what is wrong; nothing is parsed before it is proven."""
@@ -145,11 +148,12 @@ class Restorer:
         )
 
     def _key(self, workflow_id: str, number: int) -> DataKey:
-        if self._keys is None:
+        keys = self._keys
+        if keys is None:
             raise StateError(
                 "key_missing", "it is sealed, and no keys are configured in this process", hint="set KINTSUGI_KEYS"
             )
-        return self._keys(workflow_id, number)
+        return self._bounded.call("the keystore", lambda: keys(workflow_id, number), STORE_TIMEOUT_S)
 
     # -- the input ------------------------------------------------------------------------------------------------
 

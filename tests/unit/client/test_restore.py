@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kintsugi_client import ConfigError, Workflow
+from kintsugi_client import ConfigError, ObjectStoreError, StateError, Workflow, restore
+from kintsugi_client._schemas import claims
 from kintsugi_client._schemas.canonical import canonical_bytes, chain_digest_of, digest_of, parse_state, verify_stored
 from kintsugi_client._schemas.migrations import Migrations
 from kintsugi_client._schemas.records import Command
 from kintsugi_client._schemas.records.commands import RestartWorkflow, ResumeFromCheckpoint, ResumeWorkflow, RetryStep
 from kintsugi_client._schemas.records.events import CheckpointCreated, CheckpointRejected, StateMigrated, StateRestored
 from kintsugi_client._schemas.state_schema import schema_text
+from kintsugi_client.inbox import Received
 
 from .flow import Flow, spoil
 from .kit import Service, wait_for
@@ -287,3 +290,54 @@ def test_migrations_are_declared_with_the_type_or_on_it(service: Service) -> Non
     with pytest.raises(ConfigError, match="leads back"):
         kind.migration("4", "1")(last)
     assert not service.client.workflow_type("b").migrations
+
+
+# -- object storage that is slow or away ------------------------------------------------------------------------------
+
+
+def claimed(service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch, get: Callable[..., bytes]) -> Received:
+    """A retry from a checkpoint whose state lies in a store that `get` stands for."""
+    workflow = flow.failed_workflow()
+    place = spoil(flow, workflow, state=None, claim_uri="claim:sha256:" + "0" * 64)
+    monkeypatch.setattr(service.client.restorer, "_objects", object())
+    monkeypatch.setattr(claims, "get", get)
+    return flow.send(RetryStep, workflow, step_id="two", **place)
+
+
+def test_object_storage_that_is_away_fails_the_command_in_the_end(
+    service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> bytes:
+        raise ObjectStoreError("no route to the store")
+
+    monkeypatch.setattr(restore, "PATIENCE_S", 0.5)
+    received = claimed(service, flow, monkeypatch, away)
+    assert service.answer(received) == ("failed", "RestoreError: no route to the store")
+    assert service.reason(received) == "unavailable" and not service.of(CheckpointRejected)
+
+
+def test_object_storage_that_gives_no_answer_is_not_waited_for_without_end(
+    service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def hangs(*_: object) -> bytes:
+        let_go.wait(60)
+        return b""
+
+    monkeypatch.setattr(restore, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(restore, "STORE_TIMEOUT_S", 0.2)
+    received = claimed(service, flow, monkeypatch, hangs)
+    status, detail = service.answer(received)
+    let_go.set()
+    assert status == "failed" and "object storage: no answer within 0.2 s" in (detail or "")
+    assert service.reason(received) == "unavailable"
+
+
+def test_an_object_that_is_not_there_is_told(service: Service, flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> bytes:
+        raise StateError("claim_missing", "object claims/00 is not in the object store")
+
+    received = claimed(service, flow, monkeypatch, missing)
+    assert service.answer(received)[0] == "failed"
+    assert service.reason(received) == "object_missing" and not service.of(CheckpointRejected)
