@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
 from ._schemas import claims
-from ._schemas.errors import ConfigError, KintsugiError, RetriableError
+from ._schemas.errors import ConfigError, KintsugiError, RetriableError, StateError
 from ._schemas.fingerprint import fingerprint_of
 from ._schemas.keystore import ROTATION_SEEN_WITHIN_S, Keystore, open_keystore
 from ._schemas.objects import Objects, ObjectStoreError
@@ -106,8 +106,17 @@ class Vault:
         store = self.keystore
         if store is None:
             raise ConfigError("this client has no keys", hint="set KINTSUGI_KEYS")
-        key = store.at_hand(workflow_id)
-        return self._keep(key) if key is not None else self._ask(store, workflow_id)
+        try:
+            key = store.at_hand(workflow_id)
+            return self._keep(key) if key is not None else self._ask(store, workflow_id)
+        except StateError:  # erased, or nobody can open it
+            self.forget(workflow_id)
+            raise
+
+    def forget(self, workflow_id: str) -> None:
+        """The workflow is not here any more: its key is none of this process's business."""
+        with self._lock:
+            self._kept.pop(workflow_id, None)
 
     def _ask(self, store: Keystore, workflow_id: str) -> DataKey:
         with self._lock:

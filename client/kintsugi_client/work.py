@@ -113,6 +113,7 @@ class Work:
 
     def forget(self, workflow: Workflow) -> None:
         """Let go of a workflow: it is another process's, or never stood anywhere."""
+        self._client.vault.forget(workflow.workflow_id)
         with self._lock:
             if self._held.get(workflow.workflow_id) is workflow:
                 del self._held[workflow.workflow_id]

@@ -416,6 +416,13 @@ def test_a_rotated_key_is_used(sealing: Service, places: Places) -> None:
         places.state_of(record)
 
 
+def test_a_workflow_that_ended_leaves_no_key_behind(sealing: Service) -> None:
+    workflow = sealing.client.workflow_type("t").begin()
+    assert workflow.workflow_id in sealing.client.vault._kept
+    workflow.complete()
+    assert sealing.client.vault._kept == {}
+
+
 def test_after_its_key_was_erased_a_workflow_can_save_nothing(sealing: Service, places: Places) -> None:
     workflow = sealing.client.workflow_type("t").begin({"secret": SECRET})
     places.keystore.erase(workflow.workflow_id, actor="tester", reason="asked to")
@@ -426,6 +433,9 @@ def test_after_its_key_was_erased_a_workflow_can_save_nothing(sealing: Service, 
     assert refused.value.reason == "key_erased"
     with pytest.raises(StateError), workflow.step("one"):
         pytest.fail("the step must not run")
+    places.away()
+    with pytest.raises(StateError):  # also while nobody can be asked again
+        workflow.checkpoint()
     (error,) = sealing.of(WorkflowErrorOccurred)
     assert (error.error_message, error.stack_trace, error.sealed) == (WITHHELD, None, None)
     assert sealing.of(CheckpointCreated) == []
