@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
 import structlog
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from schemas.errors import ConfigError
+
+from .loggable import only_loggable, take_over
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -74,23 +75,42 @@ BUILD = Info("kintsugi_build", "Version of this process")
 
 
 def setup_logs(role: str, *, level: str = "info") -> None:
-    """One JSON object per line on stderr, with the role. Raises ValueError for an unknown level."""
+    """One JSON object per line on stderr, with the role; `loggable` says what may stand in it. ValueError for an
+    unknown level."""
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"log level {level!r}: one of debug, info, warning, error")
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _with_role(role),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _plain_errors,
+            only_loggable,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(role=role)
+    take_over(_of_library, _defect)
+
+
+def _with_role(role: str) -> Processor:
+    """In every thread's lines: context variables would be those of the main thread."""
+
+    def processor(logger: Any, method: str, event: EventDict) -> EventDict:
+        event["role"] = role
+        return event
+
+    return processor
+
+
+def _of_library(logger: str, at: str) -> None:
+    log().warning("library", logger=logger, at=at)
+
+
+def _defect(error: BaseException) -> None:
+    log().error("defect", error=error)
 
 
 def log() -> FilteringBoundLogger:
@@ -113,14 +133,6 @@ def serve_metrics(port: int, host: str = "127.0.0.1") -> int:
             f"metrics on {host}:{port}: {error}", hint="another --metrics-port; 0 takes a free one"
         ) from error
     return int(server.server_port)
-
-
-def _plain_errors(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """An exception is logged by its class and message; a stack may quote what must not be logged."""
-    error = event.get("error")
-    if isinstance(error, BaseException):
-        event["error"] = f"{type(error).__name__}: {error}"[:500]
-    return event
 
 
 def _dumps(event: Any, **_: Any) -> str:

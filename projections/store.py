@@ -260,8 +260,8 @@ def _split(dead: Sequence[DeadLetter], cut: int) -> tuple[list[DeadLetter], list
 
 
 def _said(error: psycopg.Error) -> str:
-    """What went wrong, without the details and the context in which Postgres quotes rows."""
-    return error.diag.message_primary or str(error)
+    """What went wrong, without the value, the details and the context in which Postgres quotes rows."""
+    return (error.diag.message_primary or str(error)).split(': "')[0]
 
 
 def _refused(event: Delivered, error: psycopg.Error) -> DeadLetter:

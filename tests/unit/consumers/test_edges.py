@@ -162,7 +162,7 @@ def test_logs_are_json_with_ids_and_without_stacks() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     line = json.loads(done.stderr)
-    assert line["error"] == "ValueError: boom"
+    assert (line["error"], line["at"]) == ("ValueError", ["__main__:4"])
     assert (line["role"], line["workflow_id"], line["level"]) == ("recovery", "w", "warning")
     assert "Traceback" not in done.stderr
 
