@@ -69,6 +69,7 @@ def test_the_page_is_right(
     run(session, '@monthly.on("ScaleResources")')
     run(session, '@imports.on("RetryStep")', {"run(imports.begin": "begin_import = lambda: run(imports.begin"})
     run(session, "orders = client.workflow_type(")
+    run(session, '@shipping.migration("1", "2")')
     client: Client = session["client"]
     assert client.listen()
 
@@ -82,6 +83,9 @@ def test_the_page_is_right(
     checkpoint_id = first_state({"items": [{"price": 5}]})
     of = {w.workflow_id for w in client.workflows() if w.kind.name == "order"}
     assert [c.checkpoint_id for c in topics.events(CheckpointCreated, of)] == [checkpoint_id]
+
+    migrated = session["shipping"].migrations.run({"name": "Ada Lovelace", "weight": 5}, "1", "3")
+    assert migrated.data == {"first": "Ada", "last": "Lovelace", "weight": {"value": 5, "unit": "kg"}}
 
     session["begin_import"]()
     run(session, "import asyncio")

@@ -38,6 +38,7 @@ def calls(lines: Iterable[str], program: str) -> Iterator[list[str]]:
         if program not in line:
             continue
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.wordchars += ":"  # module:object, file:///...
         call: list[str] = []
         try:
             for word in [*words, ";"]:
