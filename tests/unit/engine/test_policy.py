@@ -57,6 +57,10 @@ def test_story_file_means_the_ladders_it_names() -> None:
             "workflow_error_handling: {error_detection: {timeouts: {default_step_timeout: '5m'}}}",
             "default_step_timeout: Input should be a valid integer (got '5m')",
         ),
+        (
+            "workflow_error_handling: {checkpoints: {redact: ['data.cards[*].number', 'data..x']}}",
+            "checkpoints.redact.1: Value error, 'data..x': a key, * or ** is expected at character 6 (got 'data..x')",
+        ),
         ("workflow_error_handling: {}\nworkflow_error_handling: {}", "key given twice: workflow_error_handling"),
         ("a: &a [x]\nb: *a", "aliases are not allowed"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
@@ -82,6 +86,14 @@ def test_same_content_has_the_same_version_and_other_content_another() -> None:
     same = load_policy("# a comment\nworkflow_error_handling: {budgets: {}}", "b")
     other = load_policy("workflow_error_handling: {budgets: {workflow_max_attempts: 5}}", "c")
     assert one.version == same.version != other.version
+
+
+def test_what_is_hidden_from_people_makes_no_other_version() -> None:
+    """A version is that of the decisions made by it."""
+    one = load_policy("workflow_error_handling: {}", "a")
+    other = load_policy("workflow_error_handling: {checkpoints: {redact: ['**.password']}}", "b")
+    assert (one.redact, other.redact) == ((), ("**.password",))
+    assert one.version == other.version
 
 
 def test_nothing_can_follow_a_human() -> None:
