@@ -32,6 +32,7 @@ from .crash import crash_point
 from .deadline import Deadline
 from .handler import Handler, LogRange, OwnPosition
 from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental, passes
+from .lag import forget_lag, show_lag
 from .slots import Slot
 
 #: Sweet spot of librdkafka's batches; also bounds the time between two polls.
@@ -261,7 +262,7 @@ class Loop:
                 hint="rebuild what is stored from the log, or check the retention",
             )
         slot.begin(start, log.committed)
-        telemetry.LAG_RECORDS.labels(self._role, self._topic, str(slot.partition)).set(slot.lag)
+        show_lag(self._role, self._topic, slot)
         return start
 
     def _lookup(self, partition: int) -> LogRange:
@@ -336,8 +337,7 @@ class Loop:
 
     def _forget(self, partition: int) -> None:
         del self._slots[partition]
-        for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):
-            gauge.remove_by_labels({"role": self._role, "topic": self._topic, "partition": str(partition)})
+        forget_lag(self._role, self._topic, partition)
         telemetry.PARTITIONS.labels(self._role).set(len(self._slots))
 
     def _commit(self) -> None:
@@ -418,10 +418,7 @@ class Loop:
                 continue
             # Nothing is fetched while a partition waits, and the client's end of the log stands still with it.
             slot.high = max(slot.high, high)
-            labels = (self._role, self._topic, str(slot.partition))
-            telemetry.LAG_RECORDS.labels(*labels).set(slot.lag)
-            behind_s = time.time() - slot.timestamp_ms / 1000 if slot.lag and slot.timestamp_ms else 0.0
-            telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, behind_s))
+            show_lag(self._role, self._topic, slot)
 
     def _at(self, partition: int, offset: int = OFFSET_INVALID) -> TopicPartition:
         return TopicPartition(self._topic, partition, offset)

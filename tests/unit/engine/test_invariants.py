@@ -95,6 +95,17 @@ def test_a_command_that_was_never_sent_is_found(world: World, service: Service) 
     assert (finding.rule, finding.subject_id) == ("missing", world.commands[0].event_id)
 
 
+def test_commands_that_retention_removed_are_not_missed(world: World, service: Service) -> None:
+    checked = LogCheck(world.policy)
+    checked.begins_at_zero(0)
+    for event in world.log:
+        checked.event(event)
+    checked.commands_begin(world.log[0].timestamp_us)
+    assert rules(checked.findings(world.now_us + LATER_US)) == {"missing"}, "its cause is not older than what is left"
+    checked.commands_begin(world.now_us + 1)
+    assert checked.findings(world.now_us + LATER_US) == []
+
+
 def test_a_command_that_follows_from_nothing_is_found(world: World, service: Service) -> None:
     forged = replace(world.commands[0], event_id=world.new_id(), command_id=world.new_id())
     assert rules(check(world, world.log, [*world.commands, forged])) == {"unasked", "two_commands"}
