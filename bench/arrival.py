@@ -1,4 +1,4 @@
-"""What proving every checkpoint on arrival costs: the recovery role reads one log at full speed, with and without it."""
+"""What proving checkpoints on arrival costs: the recovery role reads one log at full speed, with and without it."""
 
 from __future__ import annotations
 

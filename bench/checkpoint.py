@@ -55,7 +55,7 @@ def _measure(setup: Setup) -> list[Figure]:
 def _measure_size(setup: Setup, kind: WorkflowType, size_kb: int, count: int, *, sealed: bool) -> list[Figure]:
     name = f"checkpoint {size_kb} KB{', sealed' if sealed else ''}"
     setup.say(f"{count} times {name}")
-    workflow = kind.begin(_data(size_kb * 1000, random.Random(size_kb)))
+    workflow = kind.begin(data_of(size_kb * 1000, random.Random(size_kb)))
     with workflow.step("build") as step:
         _calls(step, min(_WARM, count))
         calls = _calls(step, count)
@@ -65,7 +65,7 @@ def _measure_size(setup: Setup, kind: WorkflowType, size_kb: int, count: int, *,
     return [*calls.figures(name, p99_ms_max=goal), *([] if sealed else _parts(setup, state, size_kb, count))]
 
 
-def _data(size_bytes: int, draw: random.Random) -> dict[str, object]:
+def data_of(size_bytes: int, draw: random.Random) -> dict[str, object]:
     """Data whose canonical form has about this size."""
     data = document(2 * size_bytes, draw)
     sizes = accumulate(len(canonical_bytes(entry)) + 1 for entry in data["files"])

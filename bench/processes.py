@@ -148,7 +148,7 @@ def stand_at_end(servers: str, group: str) -> None:
 
 def write(servers: str, records: Sequence[Ready]) -> None:
     """Write events as fast as they go, and wait until they are in the log."""
-    producer = _producer(servers)
+    producer = producer_of(servers)
     for record in records:
         while True:
             try:
@@ -162,7 +162,7 @@ def write(servers: str, records: Sequence[Ready]) -> None:
 
 def timed_writes(servers: str, registry: Registry, record: Record, count: int) -> list[float]:
     """Seconds from produce to the broker's answer, of one record written so often, one after the other."""
-    producer, item, taken = _producer(servers), ready(Codec(registry), record), []
+    producer, item, taken = producer_of(servers), ready(Codec(registry), record), []
     producer.list_topics(EVENTS, timeout=WAIT_S)
     for _ in range(count):
         began_s = time.perf_counter()
@@ -236,7 +236,8 @@ def _answer(pipe: Connection, process: Any, who: str, timeout_s: float) -> Any:
             process.kill()
 
 
-def _producer(servers: str) -> Producer:
+def producer_of(servers: str) -> Producer:
+    """A producer as a service has it."""
     return Producer(
         {
             "bootstrap.servers": servers,
@@ -250,7 +251,7 @@ def _producer(servers: str) -> Producer:
 
 
 def _publish(servers: str, first: list[Ready], records: list[Ready], per_second: float, pipe: Connection) -> None:
-    producer = _producer(servers)
+    producer = producer_of(servers)
     producer.list_topics(EVENTS, timeout=WAIT_S)
     for item in first:
         producer.produce(EVENTS, item.value, item.key, headers=cast(Any, item.headers))
