@@ -3,6 +3,7 @@
 -- name: checkpoints
 SELECT c.id, c.workflow_id, c.epoch, c.sequence, c.step_id, c.checkpoint_type, c.state_version, c.size_bytes, c.protection,
   c.verified AND r.reason IS NULL AS verified, c.evidence, coalesce(c.rejection, r.reason || ': ' || r.detail) AS rejection,
+  CASE WHEN c.evidence THEN 'evidence' WHEN c.verified AND r.reason IS NULL THEN 'verified' ELSE 'rejected' END AS verdict,
   c.created_at
 FROM workflow_checkpoints c
 LEFT JOIN LATERAL (

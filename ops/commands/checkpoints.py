@@ -1,4 +1,4 @@
-"""`kintsugi checkpoints list | show | verify | diff | export`."""
+"""`kintsugi checkpoints list | show | verify | diff | export | collect`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ops.commands.collect import collect
 from ops.output import (
     FAILED,
     ID,
@@ -56,6 +57,9 @@ def checkpoints() -> None:
     """List checkpoints, look into one, prove them, compare and export their states."""
 
 
+checkpoints.add_command(collect)
+
+
 @checkpoints.command("list")
 @click.option("--workflow", "workflow_id", type=ID, help="Only of this workflow.")
 @click.option("--step", "step_id", help="Only of this step.")
@@ -66,7 +70,7 @@ def checkpoints() -> None:
 def list_(
     workflow_id: str | None, step_id: str | None, checkpoint_type: str | None, rejected: bool, limit: int, output: str
 ) -> None:
-    """Checkpoints, newest first. `verified`: nothing was found against it when it arrived."""
+    """Checkpoints, newest first. The verdict is that of the engine when they arrived, and of every check since."""
     from ops import checkpoints as reads
     from ops.stack import addresses
 
@@ -78,8 +82,12 @@ def list_(
         rejected=rejected,
         limit=limit,
     )
-    columns = ("id", "workflow_id", "epoch", "sequence", "step_id", "checkpoint_type", "size_bytes", "protection",
-               "verified", "rejection", "created_at")  # fmt: skip
+    columns = ["id", "epoch", "sequence", "step_id", "checkpoint_type", "size_bytes", "protection", "verdict"]
+    if workflow_id is None:
+        columns.insert(1, "workflow_id")
+    if any(row["rejection"] for row in rows):
+        columns.append("rejection")
+    columns.append("created_at")
     show(rows, output, columns=columns, empty="no checkpoint")
     if len(rows) == limit:
         say(f"the newest {limit}; --limit shows more")
