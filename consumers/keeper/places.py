@@ -7,6 +7,7 @@ not. What is wrong with a place is an answer, not an error; errors are for what 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from itertools import groupby
@@ -25,6 +26,8 @@ from schemas.log_record import LogRecord
 NEAR_RECORDS = 500
 #: A jump throws away what was fetched: fetch no more than this at once. A larger record comes all the same (KIP-74).
 _FETCH_BYTES = 1024 * 1024
+#: A fetch that waits at the end of a partition holds up the next one, which goes elsewhere.
+_FETCH_WAIT_MS = 20
 _QUEUED_KBYTES_MAX = 16 * 1024
 _BATCH_RECORDS = 500
 _POLL_S = 0.2
@@ -63,12 +66,22 @@ class Places:
             "auto.offset.reset": "error",
             "check.crcs": True,
             "fetch.message.max.bytes": _FETCH_BYTES,
+            "fetch.wait.max.ms": _FETCH_WAIT_MS,
             "queued.max.messages.kbytes": _QUEUED_KBYTES_MAX,
             "allow.auto.create.topics": False,
             "log_level": 4,
             "error_cb": Reporter(),
         }
         self._consumer = Consumer(settings)
+        #: What comes next of the partition that is assigned, and what of it is in hand already.
+        self._at: Place | None = None
+        self._waiting: deque[Message] = deque()
+
+    def rest(self) -> None:
+        """Fetch no more until the next read, which then begins with a jump."""
+        self._waiting.clear()
+        self._at = None
+        self._consumer.unassign()
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -115,71 +128,70 @@ class Places:
                 done = behind
             beyond = sum(offset < high for offset in offsets)
             try:
-                for item in self._logged(partition, offsets[done:beyond]):
-                    yield item
+                while done < beyond:
+                    yield (partition, offsets[done]), self._logged(partition, offsets[done])
                     done += 1
             except _LogMovedOnError:
+                self.rest()
                 continue
             for offset in offsets[done:]:
                 yield (partition, offset), Problem.GONE
             return
 
-    def _logged(self, partition: int, offsets: list[int]) -> Iterator[tuple[Place, LogRecord | Problem]]:
+    def _logged(self, partition: int, offset: int) -> LogRecord | Problem:
         """From the log. A damaged batch is one that cannot be read when it is asked for by the offset itself."""
-        if not offsets:
-            return
-        at, jumps, heard_s = 0, 0, time.monotonic()
-        direct = self._jump(partition, offsets[0])
-        try:
-            while at < len(offsets):
-                messages = self._consumer.consume(_BATCH_RECORDS, _POLL_S) if not direct else self._first()
-                if not messages and time.monotonic() - heard_s > SILENCE_S_MAX:
+        direct, jumps, heard_s = False, 0, time.monotonic()
+        if not self._near(partition, offset):
+            direct = self._jump(partition, offset)
+        while True:
+            message = self._next()
+            if message is None:
+                if time.monotonic() - heard_s > SILENCE_S_MAX:
                     raise RetriableError(f"Kafka at {self._servers} gave no record for {SILENCE_S_MAX:g} s")
-                for message in messages:
-                    error, offset = message.error(), message.offset()
-                    heard_s = time.monotonic()
-                    if error is not None:
-                        if error.code() == KafkaError._BAD_MSG:
-                            if direct:
-                                yield (partition, offsets[at]), Problem.DAMAGED
-                                at, jumps = at + 1, 0
-                        elif error.code() == KafkaError._PARTITION_EOF:
-                            for missing in offsets[at:]:
-                                yield (partition, missing), Problem.NONE
-                            at = len(offsets)
-                        elif not self._worth_a_jump(partition, offsets[at], error):
-                            continue
-                        else:
-                            jumps += 1
-                            if jumps > _JUMPS_MAX:
-                                raise RetriableError(f"{self._topic}[{partition}]: {describe(error)}")
-                        if at < len(offsets):
-                            direct = self._jump(partition, offsets[at])
-                        break
-                    assert offset is not None
-                    direct = False
-                    while at < len(offsets) and offsets[at] < offset:
-                        yield (partition, offsets[at]), Problem.NONE
-                        at += 1
-                    if at < len(offsets) and offsets[at] == offset:
-                        yield (partition, offset), record_of(message)
-                        at, jumps = at + 1, 0
-                    if at == len(offsets):
-                        break
-                    if offsets[at] - offset > NEAR_RECORDS:
-                        direct = self._jump(partition, offsets[at])
-                        break
-        finally:
-            self._consumer.unassign()
+                continue
+            error, found = message.error(), message.offset()
+            if error is None:
+                assert found is not None
+                if found > offset:
+                    self._waiting.appendleft(message)
+                    return Problem.NONE
+                self._at = partition, found + 1
+                if found == offset:
+                    return record_of(message)
+                direct = False
+            elif error.code() == KafkaError._BAD_MSG:
+                self.rest()
+                if direct:
+                    return Problem.DAMAGED
+                direct = self._jump(partition, offset)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self.rest()
+                return Problem.NONE
+            elif self._worth_a_jump(partition, offset, error):
+                jumps += 1
+                if jumps > _JUMPS_MAX:
+                    raise RetriableError(f"{self._topic}[{partition}]: {describe(error)}")
+                direct = self._jump(partition, offset)
 
-    def _first(self) -> list[Message]:
-        """The next record as soon as it is there, and what came with it."""
-        first = self._consumer.poll(_POLL_S)
-        return [] if first is None else [first, *self._consumer.consume(_BATCH_RECORDS, 0)]
+    def _near(self, partition: int, offset: int) -> bool:
+        """Whether reading on from where we are gets there soon."""
+        return self._at is not None and self._at[0] == partition and 0 <= offset - self._at[1] <= NEAR_RECORDS
 
     def _jump(self, partition: int, offset: int) -> bool:
+        self._waiting.clear()
+        self._at = partition, offset
         self._consumer.assign([TopicPartition(self._topic, partition, offset)])
         return True
+
+    def _next(self) -> Message | None:
+        """The next record as soon as it is there; with it is taken what came with it."""
+        if not self._waiting:
+            first = self._consumer.poll(_POLL_S)  # `consume` alone would wait to fill up
+            if first is None:
+                return None
+            self._waiting.append(first)
+            self._waiting.extend(self._consumer.consume(_BATCH_RECORDS, 0))
+        return self._waiting.popleft()
 
     def _worth_a_jump(self, partition: int, offset: int, error: KafkaError) -> bool:
         """Whether reading must begin anew after an error; most are retried by the client itself."""

@@ -125,6 +125,7 @@ class Scrubber:
                 yield self._pace.delay_s(len(chunk))
             outcome = "whole"
         finally:
+            self._places.rest()
             telemetry.SCRUB_PASSES.labels(outcome).inc()
         taken_s = time.monotonic() - began_s
         telemetry.SCRUB_SECONDS.observe(taken_s)
