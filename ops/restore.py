@@ -340,7 +340,7 @@ class Restore:
 
 #: What a request that was not carried out in time was still waiting for, and where to look.
 _WAITED_FOR = {
-    "requested": "no command was sent: is a recovery process running? kintsugi doctor",
-    "commanded": "no service accepted the command: is a process of the service up and listening?",
+    "requested": "no command was sent: is a recovery process running? The request waits in the log until one is",
+    "commanded": "no service accepted the command: is a process of it up and listening? Then restore again",
     "accepted": "the service accepted the command and has not restored the state yet",
 }

@@ -65,7 +65,7 @@ def restore(
       kintsugi workflows restore ID --before-step deploy --reason "wrong region" --yes
 
     Exit 0: restored (or requested, with --no-wait), 1: the service could not, 3: no such workflow, checkpoint or step,
-    4: the workflow has ended or the checkpoint is no target, 8: not in time; the request stays in the log.
+    4: the workflow has ended or the checkpoint is no target, 8: not in time; it says what is missing.
     """
     from ops import restore as restoring
     from ops.stack import addresses
@@ -157,7 +157,7 @@ def _carry_out(at: Addresses, plan: Plan, reason: str, wait: bool, timeout_s: fl
     if output == "json":
         show_json({**_plan_json(plan), "request_id": request.request.request_id, "outcome": last, "steps": steps})
     if last == "timed_out":
-        say(f"the request stays in the log; kintsugi workflows timeline {plan.workflow_id} tells what becomes of it")
+        say(f"kintsugi workflows timeline {plan.workflow_id} tells what becomes of it")
     return {"failed": FAILED, "timed_out": TIMED_OUT}.get(last, OK)
 
 

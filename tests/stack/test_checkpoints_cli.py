@@ -337,7 +337,7 @@ def test_a_restore_that_nobody_carries_out_says_what_it_waited_for(
     restore = ("workflows", "restore", workflow_id, "--to", checkpoint_id, "--reason", "x", "--yes")
     late = cli(*restore, "--timeout", "2")
     assert late.returncode == 8
-    assert "is a recovery process running?" in late.stderr and "stays in the log" in late.stderr
+    assert "is a recovery process running?" in late.stderr and "waits in the log" in late.stderr
     request = cli(*restore, "--no-wait", "--output", "json")
     assert (request.returncode, read(request)["outcome"]) == (0, "requested")
     assert len(topics.events(RestoreRequested, {workflow_id})) == 2
