@@ -14,12 +14,13 @@ import zstandard
 from schemas.codec import Codec
 from schemas.errors import KintsugiError
 from schemas.records.events import RecoveryDecided, StepSpec
+from schemas.state_schema import StateSchema, compiled
 
 from .graph import Graph, graph_of
 from .state import Attempt, Case, StepRun, WorkflowState
 
 #: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
-VERSION = 3
+VERSION = 4
 #: Largest snapshot that is read, uncompressed: about 500,000 open workflows of one partition.
 SIZE_BYTES_MAX = 2 * 1024**3
 
@@ -38,6 +39,8 @@ class Dump:
         #: By id, which is a graph's own only while it lives: so it is kept here.
         self._graphs: dict[int, tuple[int, Graph]] = {}
         self._specs: list[Any] = []
+        #: Texts of the states' JSON Schemas, which workflows of a type share.
+        self._schemas: dict[str, int] = {}
         self._rows: list[list[Any]] = []
 
     def add(self, state: WorkflowState) -> None:
@@ -46,11 +49,13 @@ class Dump:
         if key not in self._graphs:
             self._graphs[key] = len(self._specs), state.graph
             self._specs.append([{f.name: getattr(s, f.name) for f in fields(StepSpec)} for s in state.graph.steps])
-        self._rows.append(_row(state, self._graphs[key][0], self._codec))
+        schema = None if state.schema is None else self._schemas.setdefault(state.schema.text, len(self._schemas))
+        self._rows.append([*_row(state, self._graphs[key][0], self._codec), schema])
 
     def data(self) -> bytes:
         """All of them, compressed, with a version and a checksum (zstd's)."""
-        data = orjson.dumps({"version": VERSION, "graphs": self._specs, "states": self._rows})
+        made = {"version": VERSION, "graphs": self._specs, "schemas": list(self._schemas), "states": self._rows}
+        data = orjson.dumps(made)
         return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data)
 
 
@@ -73,7 +78,8 @@ def load(data: bytes) -> list[WorkflowState]:
             raise SnapshotError(f"version {value['version']!r:.20}, this engine reads {VERSION}")
         graphs = [graph_of(tuple(_spec(s) for s in steps)) for steps in value["graphs"]]
         codec = Codec()
-        return [_state(row, graphs, codec) for row in value["states"]]
+        schemas = [compiled(text) for text in value["schemas"]]
+        return [_state(row, graphs, schemas, codec) for row in value["states"]]
     except SnapshotError:
         raise
     except Exception as error:  # whatever is wrong with it, it is only a cache
@@ -84,7 +90,7 @@ def _spec(value: dict[str, Any]) -> StepSpec:
     return StepSpec(**{**value, "depends_on": tuple(value["depends_on"]), "resources": tuple(value["resources"])})
 
 
-_SKIPPED = ("graph", "steps", "runs", "cases", "tip", "checkpoints", "known", "transitions")
+_SKIPPED = ("graph", "steps", "runs", "cases", "tip", "checkpoints", "known", "transitions", "schema")
 _NAMES = tuple(f.name for f in fields(WorkflowState) if f.name not in _SKIPPED)
 _RUN = tuple(f.name for f in fields(StepRun))
 _CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progress"))
@@ -121,13 +127,14 @@ def _case_row(case: Case, codec: Codec) -> list[Any]:
     return [[getattr(case, f) for f in _CASE], attempt, case.progress]
 
 
-def _state(row: list[Any], graphs: list[Any], codec: Codec) -> WorkflowState:
-    plain, graph, steps, runs, cases, tip, checkpoints, known = row
+def _state(row: list[Any], graphs: list[Any], schemas: list[StateSchema], codec: Codec) -> WorkflowState:
+    plain, graph, steps, runs, cases, tip, checkpoints, known, schema = row
     if not all(isinstance(v, _PLAIN) for v in plain):
         raise SnapshotError("a field has the wrong type")
     state = WorkflowState(**dict(zip(_NAMES, plain, strict=True)))
     state.workflow_type = intern(state.workflow_type)
     state.graph = graphs[graph]
+    state.schema = None if schema is None else schemas[schema]
     state.steps = a2b_base64(steps)
     state.runs = {n: StepRun(**dict(zip(_RUN, values, strict=True))) for n, *values in runs} or None
     state.cases = {c.error_id: c for c in (_case(r, codec) for r in cases)} or None

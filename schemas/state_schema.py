@@ -51,7 +51,9 @@ _REFUSED = ("$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor"
 class StateSchema:
     """A compiled schema. Thread-safe."""
 
-    def __init__(self, validator: Draft202012Validator, levels_max: int | None) -> None:
+    def __init__(self, text: str, validator: Draft202012Validator, levels_max: int | None) -> None:
+        #: What it was compiled from.
+        self.text = text
         self._validator = validator
         self._levels_max = levels_max
 
@@ -117,7 +119,7 @@ def _compiled(text: str) -> StateSchema | str:
     except (ValueError, TypeError, RecursionError, jsonschema_rs.ReferencingError) as error:
         message = getattr(error, "message", None) or str(error)
         return f"the schema cannot be used: {message}"[:_MESSAGE_CHARS_MAX]
-    return StateSchema(validator, levels_max)
+    return StateSchema(text, validator, levels_max)
 
 
 #: Subschemas by the step down the value that leads to them: "" for none, "[]" and "{}" for any item and property.
