@@ -6,15 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ops import prerequisites
 from ops.cli import COMMANDS
-
-HELP_S_MAX = 0.150
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,15 +25,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_help_names_every_command_and_is_fast() -> None:
-    took = []
-    for _ in range(5):
-        began = time.perf_counter()
-        done = run("--help")
-        took.append(time.perf_counter() - began)
+def test_help_names_every_command() -> None:
+    done = run("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in COMMANDS)
-    assert min(took) < HELP_S_MAX
 
 
 def test_help_imports_no_command() -> None:
