@@ -17,7 +17,7 @@ from schemas.canonical import chain_digest_of
 from schemas.keys import KeyRing
 from schemas.keystore import Keystore, open_keystore
 from schemas.objects import Objects
-from schemas.records.commands import ResumeFromCheckpoint, RetryStep
+from schemas.records.commands import RestartWorkflow, ResumeFromCheckpoint, RetryStep
 from schemas.records.events import (
     CheckpointCreated,
     CheckpointRejected,
@@ -26,6 +26,7 @@ from schemas.records.events import (
     StateRestored,
     WorkflowCompleted,
     WorkflowErrorOccurred,
+    WorkflowStarted,
 )
 from schemas.sealing import key_number_of
 
@@ -97,7 +98,8 @@ def taken_over(here: Here, make: Serve, **options: Any) -> Here:
 
 
 def completed(topics: Topics, workflow_id: str) -> None:
-    wait_for("its completion", lambda: topics.events(WorkflowCompleted, {workflow_id}))
+    """Several rungs of a ladder, on a machine that may be busy."""
+    wait_for("its completion", lambda: topics.events(WorkflowCompleted, {workflow_id}), 120.0)
 
 
 def refusal(topics: Topics, desk: Desk, here: Here, workflow_id: str, **named: Any) -> tuple[str | None, str]:
@@ -155,6 +157,27 @@ def test_a_key_may_be_rotated_in_the_middle_of_a_workflow(
     assert numbers == sorted(numbers) and set(numbers) == {1, 2}
     named = [r.checkpoint_id for r in topics.events(StateRestored, {workflow_id})]
     assert named[0] == before["checkpoint_id"] and len(named) == 2
+
+
+def test_a_restart_opens_the_sealed_input(
+    topics: Topics, desk: Desk, sealed: Serve, serve: Serve, objects: str
+) -> None:
+    workflow_id = failed(topics, first := sealed())
+    (begun,) = topics.events(WorkflowStarted, {workflow_id})
+    assert begun.input is None and begun.sealed is not None
+    second = taken_over(first, serve, objects=objects, keys="")
+    place = desk.where(workflow_id)
+    command = desk.build(RestartWorkflow, workflow_id, second.name, **place)
+    desk.send(command)
+    assert desk.wait_answers(command, *REFUSED)[-1].reason == "key_missing"
+    third = taken_over(second, sealed)
+    command = desk.build(RestartWorkflow, workflow_id, third.name, epoch=1, last_sequence=4, **place)
+    desk.send(command)
+    desk.wait_answers(command, *DONE)
+    completed(topics, workflow_id)
+    assert third.ran(workflow_id) == ["one", "two", "one", "two", "three"]
+    first_again = next(c for c in topics.events(CheckpointCreated, {workflow_id}) if c.epoch == 1)
+    assert (first_again.parent_digest, first_again.sequence) == (None, 5)
 
 
 def test_a_key_that_is_not_here_is_told_and_says_nothing_against_the_state(
@@ -240,27 +263,28 @@ def test_a_claim_whose_bytes_were_changed_is_corrupt(topics: Topics, desk: Desk,
 def test_the_engine_goes_one_further_back_when_an_object_is_missing(
     topics: Topics, sealed: Serve, start: Start, with_keys: None, objects: str
 ) -> None:
+    store = Objects(objects)
+    saved: list[str] = []
+
+    def lose_all_but_the_first(record: Any) -> Any:
+        if type(record).__name__ == "CheckpointCreated" and record.epoch == 0:
+            saved.append(record.checkpoint_id)
+            if len(saved) > 1:
+                store.delete(claims.path_of(record.claim_uri))
+        return record
+
     start().wait_log("partitions assigned")
-    here = sealed(claim_from_bytes=0)
+    here = sealed(claim_from_bytes=0, interceptors=[lose_all_but_the_first])
+    assert here.client.listen()
     workflow_id = here.kind.start({"plan": {"two": [CORRUPT]}}).workflow_id
     of = {workflow_id}
-    wait_for("the error", lambda: topics.events(WorkflowErrorOccurred, of))
-    saved = [c for c in topics.events(CheckpointCreated, of) if not c.evidence]
-    assert [(c.step_id, c.checkpoint_type) for c in saved] == [
-        ("one", "step_start"),
-        ("one", "step_complete"),
-        ("two", "step_start"),
-    ]
-    for record in saved[1:]:
-        Objects(objects).delete(claims.path_of(record.claim_uri or ""))
-    assert here.client.listen()
     completed(topics, workflow_id)
-    answers = [(a.status, a.reason) for a in topics.events(CommandAcknowledged, of) if a.status != "accepted"]
-    assert answers[-1] == ("succeeded", None)
-    assert answers[:-1] and set(answers[:-1]) == {("failed", "object_missing")}
+    failures = [a.reason for a in topics.events(CommandAcknowledged, of) if a.status == "failed"]
+    assert set(failures) - {None} == {"object_missing"}  # None: a busy machine lets a command expire
     (restored,) = topics.events(StateRestored, of)
-    assert restored.checkpoint_id == saved[0].checkpoint_id
+    assert restored.checkpoint_id == saved[0]
     assert here.ran(workflow_id) == ["one", "two", "one", "two", "three"]
+    assert rejections(topics, workflow_id) == []
 
 
 def test_each_further_restore_goes_further_back_in_an_epoch_of_its_own(
