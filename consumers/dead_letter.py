@@ -13,7 +13,12 @@ from confluent_kafka import Message
 from schemas.dead_letters import STAGE_DECODE
 from schemas.errors import PoisonError
 from schemas.headers import Headers
+from schemas.topics import MESSAGE_SIZE_BYTES_MAX
 
+#: A service's producer may compress: what was within the broker's limit on the wire may be larger here, and no dead
+#: letter could hold it. It stays where it stands; the headers say where that is, and how large it is.
+VALUE_SIZE_BYTES_MAX = MESSAGE_SIZE_BYTES_MAX
+SIZE_HEADER = "kintsugi.value.size.bytes"
 #: An exception's message may quote the record; a header is no place for a megabyte.
 _TEXT_MAX = 1000
 _PREFIX = "__connect.errors."
@@ -27,6 +32,12 @@ def raw(part: str | bytes | None) -> bytes | None:
 def headers_of(message: Message) -> Headers:
     """The record's own headers."""
     return list(cast(Headers, message.headers() or ()))
+
+
+def value_of(message: Message) -> bytes | None:
+    """The record's value; None for one that no dead letter can hold."""
+    value = raw(message.value())
+    return None if value is not None and len(value) > VALUE_SIZE_BYTES_MAX else value
 
 
 def dead_letter_headers(message: Message, error: Exception, stage: str) -> Headers:
@@ -48,6 +59,9 @@ def dead_letter_headers(message: Message, error: Exception, stage: str) -> Heade
         "exception.stacktrace": "",
     }
     taken = {name for name, _ in found}
+    size = len(raw(message.value()) or b"")
+    if size > VALUE_SIZE_BYTES_MAX:
+        found.append((SIZE_HEADER, str(size).encode()))
     return found + [
         (_PREFIX + name, value.encode("utf-8", "replace"))
         for name, value in values.items()

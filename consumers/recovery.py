@@ -31,7 +31,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 
 from . import telemetry
 from .crash import crash_point
-from .dead_letter import dead_letter_headers, headers_of, raw
+from .dead_letter import dead_letter_headers, headers_of, raw, value_of
 from .deadline import Deadline
 from .handler import LogRange
 from .inspecting import Inspection
@@ -286,7 +286,7 @@ class Recovery:
         self._outbox.send(
             DEAD_LETTERS,
             raw(message.key()),
-            raw(message.value()),
+            value_of(message),
             dead_letter_headers(message, error, stage),
             cause=memory.partition,
             timestamp_ms=max(0, message.timestamp()[1]),

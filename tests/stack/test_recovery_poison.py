@@ -8,7 +8,9 @@ import uuid
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import Producer
 
+from consumers.dead_letter import SIZE_HEADER, VALUE_SIZE_BYTES_MAX
 from schemas.codec import Codec
 from schemas.records import Record
 from schemas.records.commands import CancelWorkflow
@@ -113,3 +115,22 @@ def test_a_restart_does_not_set_the_same_record_aside_again(topics: Topics, star
         wait_for("a dead letter", lambda: topics.dead_letters(key.encode()))
         assert role.stop() == 0
     assert len(topics.dead_letters(key.encode())) == 1
+
+
+def test_a_record_that_no_dead_letter_can_hold_stays_where_it_is_and_is_told(topics: Topics, start: Start) -> None:
+    role = start()
+    role.wait_log("partitions assigned")
+    key = str(uuid.uuid4())
+    packs = Producer(
+        {"bootstrap.servers": topics.at.kafka, "compression.type": "zstd", "message.max.bytes": 100_000_000}
+    )
+    size = VALUE_SIZE_BYTES_MAX + 1024 * 1024
+    packs.produce(EVENTS, b"\x07" + bytes(size - 1), key.encode())
+    assert packs.flush(20) == 0
+    topics.put(*failing(key))
+    wait_for("a command", lambda: topics.commands({key}))
+    (letter,) = topics.dead_letters(key.encode())
+    found = dict(letter.headers() or [])
+    assert (letter.value(), found[SIZE_HEADER]) == (None, str(size).encode())
+    assert int(found["__connect.errors.offset"]) >= 0
+    assert role.stop() == 0
