@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, LiteralString
 
 import psycopg
@@ -37,13 +38,18 @@ _NULL = "\\N"
 _Made = tuple[Table, Sequence[Any], str | None]
 
 
+@lru_cache(maxsize=64)  # rows of one batch are of few seconds
+def _second(since_epoch: int) -> str:
+    return (_EPOCH + timedelta(seconds=since_epoch)).strftime("%Y-%m-%d %H:%M:%S")
+
+
 #: How COPY's text form shows what is no text. Not the binary form: Postgres does not measure its rows, so it begins to
 #: compress and store them only when all are there, and nobody has anything left to do meanwhile.
 _CELLS: dict[str, Callable[[Any], str]] = {
     "int4": str,
     "int8": str,
     "bool": lambda value: "t" if value else "f",
-    "timestamptz": lambda value: (_EPOCH + timedelta(microseconds=value)).isoformat(),
+    "timestamptz": lambda value: f"{_second(value // 1_000_000)}.{value % 1_000_000:06d}+00",
 }
 
 

@@ -75,9 +75,7 @@ def state_text(
         return _sealed(record), False
     if not record.state:
         return _claim(record), False
-    return _shown(
-        record.state, record.codec, record.size_bytes, record.digest, record.protection, proven, redaction or NOTHING
-    )
+    return _shown(record.state, record.codec, record.size_bytes, record.digest, record.protection, proven, redaction)
 
 
 def _sealed(record: StateRecord) -> str:

@@ -70,12 +70,15 @@ def array(kind: Kind, values: Sequence[Any]) -> Array:
     """An array of one dimension. psycopg.DataError for a value that the type cannot hold, as the server would say."""
     if not values:
         return Array(struct.pack(">iiI", 0, 0, kind.oid))
-    field = kind.field
+    field, first, count = kind.field, values[0], len(values)
     try:
-        items = [NULL if value is None else field(value) for value in values]
+        if values.count(first) == count:  # as in every second column
+            body = (NULL if first is None else field(first)) * count
+        else:
+            body = b"".join([NULL if value is None else field(value) for value in values])
     except (struct.error, ValueError) as error:
         raise psycopg.DataError(f"{kind.type}: {error}") from error
-    return Array(_head(1, None in values, kind.oid, len(items), 1) + b"".join(items))
+    return Array(_head(1, None in values, kind.oid, count, 1) + body)
 
 
 class ArrayDumper(Dumper):

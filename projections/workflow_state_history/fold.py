@@ -14,11 +14,20 @@ from projections.values import rejection_of, state_text, text, text_or_none
 from schemas.records.events import CheckpointCreated, CheckpointsExpired, StatePersisted, StateRestored
 
 
-def _row(event: Delivered, version: str, source: str, restored_from: str | None, restore_count: int) -> tuple[Any, ...]:
+def _row(
+    event: Delivered,
+    version: str,
+    source: str,
+    *,
+    restored_from: str | None = None,
+    restore_count: int = 0,
+    epoch: int | None = None,
+    restored_at: int | None = None,
+    reason: str | None = None,
+    proven: bool = False,
+) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, CheckpointCreated | StatePersisted | StateRestored)
-    # Only checkpoints that verified on arrival, or could not be looked into, get here.
-    proven = isinstance(r, CheckpointCreated) and event.unreadable is None
     state, hidden = state_text(r, proven=proven, redaction=redaction_of(event))
     return (
         r.event_id,
@@ -33,12 +42,12 @@ def _row(event: Delivered, version: str, source: str, restored_from: str | None,
         event.timestamp_us,
         source,
         text(r.state_version),
-        None if isinstance(r, StatePersisted) else r.epoch,
+        epoch,
         text(r.codec),
         text(r.protection),
         text_or_none(r.claim_uri),
-        r.restored_at if isinstance(r, StateRestored) else None,
-        text_or_none(r.reason) if isinstance(r, StateRestored) else None,
+        restored_at,
+        text_or_none(reason),
         hidden,
     )
 
@@ -46,19 +55,29 @@ def _row(event: Delivered, version: str, source: str, restored_from: str | None,
 def _checkpointed(event: Delivered) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, CheckpointCreated)
-    return _row(event, str(r.sequence), "checkpoint", None, 0)
+    # Only checkpoints that verified on arrival, or could not be looked into, get here.
+    return _row(event, str(r.sequence), "checkpoint", epoch=r.epoch, proven=event.unreadable is None)
 
 
 def _persisted(event: Delivered) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, StatePersisted)
-    return _row(event, r.version, "persisted", None, 0)
+    return _row(event, r.version, "persisted")
 
 
 def _restored(event: Delivered) -> tuple[Any, ...]:
     r = event.record
     assert isinstance(r, StateRestored)
-    return _row(event, f"r{r.restore_count}", "restored", r.checkpoint_id, r.restore_count)
+    return _row(
+        event,
+        f"r{r.restore_count}",
+        "restored",
+        restored_from=r.checkpoint_id,
+        restore_count=r.restore_count,
+        epoch=r.epoch,
+        restored_at=r.restored_at,
+        reason=r.reason,
+    )
 
 
 def _verified_key(event: Delivered) -> str | None:
