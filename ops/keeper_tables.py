@@ -56,9 +56,11 @@ def _told(call: Callable[P, R]) -> Callable[P, R]:
 
 
 def _error(error: psycopg.Error) -> Exception:
+    # Not the details and the context, in which Postgres quotes rows.
+    text = error.diag.message_primary or str(error)
     if isinstance(error, psycopg.ProgrammingError):
-        return FatalError(f"the tables are not as they should be: {error}", hint="run: kintsugi db migrate")
-    return RetriableError(f"Postgres: {error}", hint="kintsugi status")
+        return FatalError(f"the tables are not as they should be: {text}", hint="run: kintsugi db migrate")
+    return RetriableError(f"Postgres: {text}", hint="kintsugi status")
 
 
 class KeeperTables:

@@ -57,4 +57,6 @@ def lag_s(places: Places, positions: Mapping[int, int], now_ms: int) -> float:
             if isinstance(found, LogRecord):
                 oldest_ms = min(oldest_ms, found.timestamp_ms)
                 break
+        else:
+            raise TablesLagError(f"no record behind {position} of partition {partition} can be read to tell its age")
     return (now_ms - oldest_ms) / 1000

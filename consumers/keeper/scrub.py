@@ -119,8 +119,9 @@ class Scrubber:
             if self._mark is not None:
                 self._mark.establish(claims_known=lambda: any(True for _ in self._tables.claims()))
             for chunk in chunks(self._tables.targets(per_workflow=self._per_workflow(), after=self._after)):
-                self._chunk(chunk)
+                # Also when it fails: what fails for ever comes last in the next pass, and keeps nothing from its turn.
                 self._after = chunk[-1].place
+                self._chunk(chunk)
                 count += len(chunk)
                 yield self._pace.delay_s(len(chunk))
             outcome = "whole"
