@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 import yaml
 
+from ops.cli import main
 from ops.stack import Addresses
 from schemas.canonical import canonical_bytes, digest_of
 from schemas.records.events import RestoreRequested, StateRestored, WorkflowCompleted
@@ -29,7 +29,7 @@ PATIENT = Path(__file__).with_name("ask_at_once.yaml")
 
 Start = Callable[..., Role]
 Serve = Callable[..., Here]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., "Done"]
 
 
 @pytest.fixture
@@ -37,13 +37,32 @@ def environment(own: Addresses) -> dict[str, str]:
     return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ann"}
 
 
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
-def cli(environment: dict[str, str]) -> Run:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ops.cli", *arguments]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
-        )
+def cli(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs commands in this process, which saves each of them a start; `test_reads` runs them as people do."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["kintsugi", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        sys.stdout.flush()
+        return Done(code, *capfd.readouterr())
 
     return run
 
@@ -63,7 +82,7 @@ def completed(own: Addresses, workflow_id: str) -> None:
     in_tables(own, "SELECT 1 FROM workflows WHERE id = %s AND status = 'completed'", workflow_id)
 
 
-def read(done: subprocess.CompletedProcess[str]) -> Any:
+def read(done: Done) -> Any:
     """The JSON that a command printed."""
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
@@ -274,7 +293,7 @@ def test_the_policy_says_what_may_be_looked_into(
     query = "SELECT id::text FROM workflow_checkpoints WHERE workflow_id = %s AND sequence = 2"
     checkpoint_id = in_tables(own, query, workflow_id)
 
-    def with_policy(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def with_policy(text: str, *arguments: str) -> Done:
         file = tmp_path / "policy.yaml"
         file.write_text(f"workflow_error_handling: {{debugging: {{state_inspection: {{{text}}}}}}}")
         return cli(*arguments, "--policy", str(file))
