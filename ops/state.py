@@ -5,21 +5,28 @@ from __future__ import annotations
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projections.reader import snapshot
 from projections.sql import blocks
-from schemas.errors import ConfigError, KintsugiError, StateError
+from schemas.admission import admit
+from schemas.errors import ConfigError, KintsugiError, PoisonError, StateError
+from schemas.log_record import LogRecord
 from schemas.migrations import DataCheck, Migrations
+from schemas.records.events import CheckpointCreated
 
 if TYPE_CHECKING:
     from .checkpoint_log import CheckpointLog
 
 Row = dict[str, Any]
+#: A checkpoint's record, or why it cannot be had; None when it need not be read.
+Written = CheckpointCreated | StateError | None
 
+#: Of a partition's records; passing over so many is faster than to ask for the next one by itself.
+PASSED_OVER_MAX = 2_000
 #: Failures that a report lists; the counts are of all.
 FAILURES_SHOWN_MAX = 100
 _DETAIL_MAX = 500
@@ -128,10 +135,9 @@ def try_migrations(
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[Failure] = []
     done = 0
-    # Neighbours in the log are read one after the other.
-    for row in sorted(rows, key=lambda r: (r["log_partition"], r["log_offset"])):
+    for row, record in _written(log, rows, to_version if check is None else None):
         version = row["state_version"]
-        failure = _try(log, row, migrations, to_version, check)
+        failure = _try(log, row, record, migrations, to_version, check)
         outcome = "passed" if failure is None else "erased" if failure.reason == "key_erased" else "failed"
         counts[version, outcome] += 1
         if failure is not None and outcome == "failed" and len(failures) < FAILURES_SHOWN_MAX:
@@ -147,15 +153,68 @@ def try_migrations(
     )
 
 
+def _written(log: CheckpointLog, rows: Iterable[Row], skipped: str | None) -> Iterator[tuple[Row, Written]]:
+    """Each checkpoint as it was written, in the order of the log; states of the version `skipped` are not read."""
+    stretch: list[Row] = []
+    for row in sorted(rows, key=lambda r: (r["log_partition"], r["log_offset"])):
+        if row["state_version"] == skipped:
+            yield row, None
+            continue
+        if stretch and not _near(stretch[-1], row):
+            yield from _read(log, stretch)
+            stretch = []
+        stretch.append(row)
+    yield from _read(log, stretch)
+
+
+def _near(row: Row, other: Row) -> bool:
+    if row["log_partition"] != other["log_partition"]:
+        return False
+    apart: int = other["log_offset"] - row["log_offset"]
+    return apart <= PASSED_OVER_MAX
+
+
+def _read(log: CheckpointLog, stretch: list[Row]) -> Iterator[tuple[Row, Written]]:
+    """Read a stretch of a partition once, and give what of it is wanted."""
+    if not stretch:
+        return
+    partition = stretch[0]["log_partition"]
+    wanted = {row["log_offset"]: row for row in stretch}
+    known = log.bounds().get(partition)
+    end = min(max(wanted) + 1, 0 if known is None else known.end)
+    for found in log.history.read({partition: (min(wanted), end)}, on_gap=lambda gap: None):
+        row = wanted.pop(found.offset, None)
+        if row is not None:
+            yield row, _checkpoint_of(log, row, found)
+    for row in wanted.values():
+        yield row, StateError("gone", "its record is neither in the log nor in the archive")
+
+
+def _checkpoint_of(log: CheckpointLog, row: Row, found: LogRecord) -> CheckpointCreated | StateError:
+    try:
+        record = admit(log.codec, found.key, found.value)
+    except PoisonError as error:
+        return StateError("log", f"its record cannot be read: {error}")
+    if not isinstance(record, CheckpointCreated) or record.checkpoint_id != str(row["id"]):
+        return StateError("log", "the record at its place is another one")
+    return record
+
+
 def _try(
-    log: CheckpointLog, row: Row, migrations: Migrations, to_version: str, check: DataCheck | None
+    log: CheckpointLog,
+    row: Row,
+    record: Written,
+    migrations: Migrations,
+    to_version: str,
+    check: DataCheck | None,
 ) -> Failure | None:
     version = row["state_version"]
     try:
-        if version == to_version and check is None:
+        if record is None:
             return None
-        written = log.written(str(row["id"]), row["log_partition"], row["log_offset"])
-        data = log.state(written.record).get("data")
+        if isinstance(record, StateError):
+            raise record
+        data = log.state(record).get("data")
         if not isinstance(data, dict):
             raise StateError("structure", "it holds no state of a workflow")
         migrated = migrations.run(data, version, to_version, check=check)

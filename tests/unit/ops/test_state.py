@@ -6,16 +6,19 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from consumers.history import Bounds
 from ops.checkpoint_log import CheckpointLog
 from ops.commands.migrate import _check_of
-from ops.state import FAILURES_SHOWN_MAX, Report, load_migrations, try_migrations, version_to_reach
+from ops.state import FAILURES_SHOWN_MAX, PASSED_OVER_MAX, Report, load_migrations, try_migrations, version_to_reach
+from schemas.codec import Codec
 from schemas.errors import ConfigError, RetriableError, StateError
+from schemas.log_record import LogRecord
 from schemas.migrations import Migrations
+from schemas.records.events import CheckpointCreated
 
 MODULE = """
 from kintsugi_client import Client, Migrations
@@ -88,25 +91,68 @@ def test_migrations_with_several_ends_need_a_version() -> None:
     assert "--to" in (caught.value.hint or "")
 
 
+def checkpoint(number: int) -> CheckpointCreated:
+    return CheckpointCreated(
+        event_id=str(uuid.uuid4()),
+        workflow_id=str(uuid.UUID(int=number)),
+        workflow_type="app",
+        occurred_at=1,
+        producer="test",
+        checkpoint_id=str(uuid.UUID(int=number)),
+        step_id="one",
+        checkpoint_type="manual",
+        sequence=1,
+        state_version="1",
+        codec="identity",
+        size_bytes=2,
+        digest="0" * 64,
+        chain_digest="0" * 64,
+        status="running",
+        state=b"{}",
+    )
+
+
 class FakeLog:
-    """Checkpoints by offset: a state, or what reading it raises."""
+    """One partition: at each offset the checkpoint of that number. `states`: their states, or what reading one raises;
+    what is not among them is not in the log."""
 
-    def __init__(self, states: dict[int, dict[str, Any] | Exception]) -> None:
+    def __init__(self, states: dict[int, dict[str, Any] | Exception | bytes]) -> None:
         self.states = states
-        self.read: list[int] = []
+        self.codec = Codec()
+        self.history = self
+        self.ranges: list[tuple[int, int]] = []
 
-    def written(self, checkpoint_id: str, partition: int, offset: int) -> Any:
-        self.read.append(offset)
-        return SimpleNamespace(record=offset)
+    def bounds(self) -> dict[int, Bounds]:
+        return {0: Bounds(first=0, low=0, end=max(self.states) + 1)}
 
-    def state(self, offset: int) -> dict[str, Any]:
-        found = self.states[offset]
+    def read(self, ranges: dict[int, tuple[int, int]], *, on_gap: Any) -> Iterator[LogRecord]:
+        ((partition, (start, end)),) = ranges.items()
+        self.ranges.append((start, end))
+        for offset in range(start, end):
+            found = self.states.get(offset)
+            record = checkpoint(offset)
+            value = found if isinstance(found, bytes) else self.codec.encode(record)
+            if found is not None:
+                yield LogRecord(partition, offset, 0, 2, record.workflow_id.encode(), value, ())
+
+    def state(self, record: CheckpointCreated) -> dict[str, Any]:
+        found = self.states[uuid.UUID(record.checkpoint_id).int]
         if isinstance(found, Exception):
             raise found
+        assert isinstance(found, dict)
         return found
 
 
-def tried(states: dict[int, dict[str, Any] | Exception], versions: dict[int, str], **options: Any) -> Report:
+def rows_of(versions: dict[int, str]) -> list[dict[str, Any]]:
+    """Rows of the tables, in no certain order."""
+    rows = []
+    for number, version in reversed(versions.items()):
+        ids = {"id": uuid.UUID(int=number), "workflow_id": uuid.UUID(int=number)}
+        rows.append({**ids, "state_version": version, "log_partition": 0, "log_offset": number})
+    return rows
+
+
+def tried(states: dict[int, Any], versions: dict[int, str], **options: Any) -> Report:
     migrations = Migrations()
 
     @migrations.add("1", "2")
@@ -114,14 +160,8 @@ def tried(states: dict[int, dict[str, Any] | Exception], versions: dict[int, str
         data["title"] = data.pop("name")
         return data
 
-    rows = []
-    for number, version in reversed(versions.items()):
-        ids = {"id": uuid.UUID(int=number), "workflow_id": uuid.UUID(int=number)}
-        rows.append({**ids, "state_version": version, "log_partition": 0, "log_offset": number})
-    log = FakeLog(states)
-    report = try_migrations(cast(CheckpointLog, log), rows, len(rows) + 1, migrations, "2", **options)
-    assert log.read == sorted(log.read)
-    return report
+    rows = rows_of(versions)
+    return try_migrations(cast(CheckpointLog, FakeLog(states)), rows, len(rows) + 1, migrations, "2", **options)
 
 
 def test_each_state_is_counted_under_its_version_and_failures_say_why() -> None:
@@ -167,6 +207,31 @@ def test_failures_listed_are_bounded_and_counts_are_not() -> None:
 def test_what_is_away_is_no_failure_of_a_state() -> None:
     with pytest.raises(RetriableError):
         tried({1: RetriableError("the store is away")}, {1: "1"})
+
+
+def test_what_is_not_in_the_log_or_is_something_else_is_told() -> None:
+    other = Codec().encode(checkpoint(77))
+    report = tried(
+        {1: {"data": {"name": "a"}}, 2: b"no record of ours", 4: other, 6: {"data": {"name": "a"}}},
+        {1: "1", 2: "1", 3: "1", 4: "1", 6: "1", 9: "1"},
+    )
+    assert sorted((uuid.UUID(f.workflow_id).int, f.reason) for f in report.failures) == [
+        (2, "log"),
+        (3, "gone"),
+        (4, "log"),
+        (9, "gone"),
+    ]
+
+
+def test_neighbours_in_the_log_are_read_at_once_and_others_by_themselves() -> None:
+    state = {"data": {"name": "a"}}
+    far = 10 + PASSED_OVER_MAX + 1
+    log = FakeLog({1: state, 5: state, 10: state, far: state, far + 7: state})
+    rows = rows_of({1: "1", 10: "1", far: "1", far + 3: "2"})
+    migrations = Migrations()
+    migrations.add("1", "2")(dict)
+    assert try_migrations(cast(CheckpointLog, log), rows, 4, migrations, "2").failed == 0
+    assert log.ranges == [(1, 11), (far, far + 1)]
 
 
 def test_a_schema_is_asked_about_every_state(tmp_path: Path) -> None:
