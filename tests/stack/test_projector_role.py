@@ -239,6 +239,24 @@ def test_events_for_nobody_out_of_order_and_twice_are_applied(topics: Topics, ow
     assert tables_agree(own).sound
 
 
+def test_what_the_policy_names_is_hidden_and_verify_knows(
+    topics: Topics, own: Addresses, start: Start, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("workflow_error_handling: {checkpoints: {redact: [data.n]}}", encoding="utf-8")
+    role = start("projector", "--policy", str(policy))
+    workflow_id = str(uuid.uuid4())
+    topics.put(*healthy(workflow_id))
+    wait_for("the workflow", lambda: status_of(own, workflow_id) == "completed")
+    found = query(
+        own, "SELECT state_data->'data', redacted FROM workflow_checkpoints WHERE workflow_id = %s", workflow_id
+    )
+    assert found == [({"n": "[redacted]"}, True)]
+    assert role.stop() == 0
+    report = tables_agree(own)
+    assert report.sound, report
+
+
 def test_verify_names_every_row_that_somebody_changed(
     topics: Topics, own: Addresses, start: Start, environment: dict[str, str]
 ) -> None:

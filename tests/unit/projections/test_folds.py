@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,6 +15,8 @@ from engine.testing import Service, World
 from projections.catalog import TABLES
 from projections.fold import Rows, fold, touched
 from schemas.records.events import (
+    CheckpointCreated,
+    CheckpointRejected,
     DebugSessionFinished,
     DebugSessionStarted,
     InterventionRequested,
@@ -203,6 +206,71 @@ def test_checkpoints_are_one_row_each_and_a_damaged_one_shows_no_state(world: Wo
     assert [h["id"] for h in history] == [good.event_id], "only states that verified have a version"
 
 
+def test_a_rejection_has_a_row_of_its_own(world: World, service: Service) -> None:
+    service.start("build")
+    bad = service.checkpoint("build", damaged)
+    row = only(tables(world.log), "workflow_checkpoint_rejections")
+    (fact,) = world.records(CheckpointRejected)
+    assert (row["id"], row["checkpoint_id"], row["workflow_id"]) == (
+        fact.event_id,
+        bad.checkpoint_id,
+        service.workflow_id,
+    )
+    assert (row["reason"], row["detected_by"], row["step_id"]) == ("digest", "arrival", "build")
+
+
+@pytest.mark.parametrize(
+    ("protection", "rejection", "verified"),
+    [
+        ("none", ("digest", "not those"), False),
+        ("none", ("unsealed", "nobody sealed it"), True),
+        ("aes-256-gcm", ("decryption", "not with this key"), True),
+        ("hmac-sha256", ("digest", "not those"), True),
+    ],
+)
+def test_a_row_is_the_same_whatever_keys_its_reader_has(
+    world: World, service: Service, protection: str, rejection: tuple[str, str], verified: bool
+) -> None:
+    """What only a holder of keys can say is in the log, as CheckpointRejected."""
+    service.checkpoint("build", saved)
+    (event,) = [e for e in world.log if isinstance(e.record, CheckpointCreated)]
+    assert isinstance(event.record, CheckpointCreated)
+    read = replace(event, record=replace(event.record, protection=protection), rejection=rejection, state=None)
+    rows = tables([read])
+    assert only(rows, "workflow_checkpoints")["verified"] == verified
+    assert len(rows.get("workflow_state_history", {})) == verified
+
+
+def test_a_claimed_checkpoint_shows_its_place(world: World, service: Service) -> None:
+    def claimed(workflow_id: str, step_id: str) -> dict[str, object]:
+        return {**saved(workflow_id, step_id), "state": None, "claim_uri": "claim:sha256:00", "epoch": 3}
+
+    service.checkpoint("build", claimed)
+    rows = tables(world.log)
+    row = only(rows, "workflow_checkpoints")
+    assert (row["verified"], row["epoch"], row["codec"], row["protection"]) == (True, 3, "identity", "none")
+    assert row["claim_uri"] == "claim:sha256:00"
+    assert orjson.loads(row["state_data"])["$kintsugi"] == "claim"
+    assert only(rows, "workflow_state_history")["state_data"] == row["state_data"]
+
+
+def test_sealed_texts_of_an_error_stay_sealed(world: World, service: Service) -> None:
+    service.emit(
+        WorkflowErrorOccurred,
+        error_id=world.new_id(),
+        step_id="build",
+        error_code="Boom",
+        error_message="(sealed)",
+        detected_by="detector:state_corruption",
+        reason="decryption",
+        fingerprint="f",
+        sealed=b"KS...",
+    )
+    row = only(tables(world.log), "workflow_errors")
+    assert (row["error_message"], row["stack_trace"], row["context"]) == ("(sealed)", None, None)
+    assert (row["sealed"], row["reason"]) == (b"KS...", "decryption")
+
+
 def test_versions_of_the_state_are_kept_with_where_they_came_from(world: World, service: Service) -> None:
     service.start("build")
     checkpoint = service.checkpoint("build", saved)
@@ -216,6 +284,8 @@ def test_versions_of_the_state_are_kept_with_where_they_came_from(world: World, 
         status="running",
         restored_at=world.now_us,
         restore_count=2,
+        epoch=2,
+        reason="an operator asked",
         **kept,
     )
     rows = tables(world.log)
@@ -226,6 +296,11 @@ def test_versions_of_the_state_are_kept_with_where_they_came_from(world: World, 
         ("r2", "restored", 2),
     ]
     assert history[-1]["restored_from"] == checkpoint.checkpoint_id
+    assert [(h["epoch"], h["restored_at"], h["reason"]) for h in history] == [
+        (0, None, None),
+        (None, None, None),
+        (2, world.now_us, "an operator asked"),
+    ]
     assert only(rows, "workflows")["restores"] == 2
 
 
