@@ -7,15 +7,20 @@ import uuid
 from pathlib import Path
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from ops import stack
 from ops.stack import Addresses
 from schemas import claims
 from schemas.objects import Objects
 from schemas.records.commands import ResumeFromCheckpoint
 from schemas.records.events import CheckpointRejected, WorkflowErrorOccurred
+from schemas.topics import EVENTS
 
 from .keeping import Start, applied, beginning, checkpoints, policy_of, stand_at_the_logs_end
-from .kit import Topics, wait_for
+from .kit import Role, Topics, wait_for
+from .stacks import own_stack
 
 
 @pytest.fixture
@@ -89,3 +94,120 @@ def test_a_damaged_object_is_an_error_and_the_checkpoint_before_is_restored(
     assert not [r for r in rejections if r.workflow_id == ids["none"]]
     assert keeper.metric("kintsugi_state_validation_failures_total") == len(DAMAGE)
     assert keeper.stop() == 0
+
+
+def sound(keeper: Role) -> float:
+    return keeper.metric("kintsugi_scrub_checkpoints_total", outcome="sound")
+
+
+def test_two_keepers_one_at_work_and_the_other_takes_over(
+    topics: Topics, own: Addresses, start: Start, objects: Objects, tmp_path: Path
+) -> None:
+    policy = str(policy_of(tmp_path))
+    workflow_id = str(uuid.uuid4())
+    made = checkpoints(workflow_id, 3, objects)
+    topics.put(*beginning(workflow_id), *made)
+    start("projector").wait_log("partitions assigned")
+    first = start("keeper", "--policy", policy)
+    first.wait_log("keeper at work")
+    second = start("keeper", "--policy", policy)
+    second.wait_log("started")
+    wait_for("proofs", lambda: sound(first) > 2)
+    assert (first.metric("kintsugi_keeper_active"), second.metric("kintsugi_keeper_active")) == (1, 0)
+    assert sound(second) == 0
+    (tmp_path / "objects" / claims.path_of(str(made[2].claim_uri))).unlink()
+    wait_for("the damage", lambda: topics.events(CheckpointRejected, {workflow_id}))
+    first.kill()
+    second.wait_log("keeper at work")
+    wait_for("proofs by the other", lambda: sound(second) > 2)
+    rejections = topics.events(CheckpointRejected, {workflow_id})
+    assert len({r.event_id for r in rejections}) == 1
+    assert second.stop() == 0
+
+
+def test_a_store_that_is_away_for_a_while_rejects_nothing(
+    topics: Topics, own: Addresses, start: Start, objects: Objects, tmp_path: Path
+) -> None:
+    """A folder that is not there, as when a disk is not mounted, and then one that is there and cannot be read."""
+    policy = str(policy_of(tmp_path))
+    workflow_id = str(uuid.uuid4())
+    made = checkpoints(workflow_id, 3, objects)
+    topics.put(*beginning(workflow_id), *made)
+    start("projector").wait_log("partitions assigned")
+    keeper = start("keeper", "--policy", policy)
+    wait_for("proofs", lambda: sound(keeper) > 2)
+    folder, aside = tmp_path / "objects", tmp_path / "aside"
+    folder.rename(aside)
+    for broken in ("missing", "not a folder"):
+        if broken == "not a folder":
+            if folder.exists():
+                folder.rename(tmp_path / "made meanwhile")
+            folder.write_bytes(b"")
+        waits = keeper.metric("kintsugi_partition_backoffs_total")
+        wait_for(broken, lambda w=waits: keeper.metric("kintsugi_partition_backoffs_total") > w)
+    folder.unlink()
+    aside.rename(folder)
+    before = sound(keeper)
+    wait_for("proofs again", lambda: sound(keeper) > before, 90)
+    assert not topics.events(CheckpointRejected, {workflow_id})
+    assert keeper.stop() == 0
+
+
+def damage_the_log(home: Path, text: bytes) -> None:
+    """Change a byte behind a text, where the broker has it on its disk."""
+    for segment in home.rglob("*.log"):
+        at = segment.read_bytes().find(text) if "workflow.events-" in segment.parent.name else -1
+        if at >= 0:
+            with segment.open("r+b") as file:
+                file.seek(at + len(text))
+                file.write(b"y")
+            return
+    raise AssertionError("no segment has it")
+
+
+def empty_the_log(at: Addresses) -> None:
+    admin = AdminClient({"bootstrap.servers": at.kafka})
+    count = len(admin.list_topics(EVENTS, 10).topics[EVENTS].partitions)
+    for future in admin.delete_records([TopicPartition(EVENTS, p, OFFSET_END) for p in range(count)]).values():
+        future.result()
+
+
+def test_servers_away_for_a_while_reject_nothing_and_damage_on_the_brokers_disk_is_found(tmp_path: Path) -> None:
+    policy = str(policy_of(tmp_path))
+    with own_stack(tmp_path / "stack") as at:
+        topics, folder = Topics(at), tmp_path / "objects"
+        environment = {**os.environ, **at.environment(), "KINTSUGI_OBJECTS": folder.as_uri()}
+        workflow_id, other = str(uuid.uuid4()), str(uuid.uuid4())
+        made = checkpoints(workflow_id, 2, Objects(folder.as_uri()))
+        topics.put(*beginning(workflow_id), *made, *beginning(other), *checkpoints(other, 40, size=2_000))
+        projector = Role("projector", environment, tmp_path / "projector.log")
+        archiver = Role("archiver", environment, tmp_path / "archiver.log", "--archive-age", "0.3")
+        keeper = Role("keeper", environment, tmp_path / "keeper.log", "--policy", policy)
+        try:
+            wait_for("proofs", lambda: sound(keeper) > 7)
+            for part in ("postgres", "kafka"):
+                stack.kill_part(part, home=tmp_path / "stack")
+                waits = keeper.metric("kintsugi_partition_backoffs_total")
+                asked = "lock" if part == "postgres" else "job waits"
+                wait_for(part, lambda a=asked: any(line.get("event") == a for line in keeper.lines), 90)
+                stack.ensure(tmp_path / "stack")
+                before = sound(keeper)
+                wait_for("proofs again", lambda b=before: sound(keeper) > b + 3, 120)
+                assert keeper.metric("kintsugi_partition_backoffs_total") >= waits
+            assert not topics.events(CheckpointRejected, {workflow_id, other})
+            damage_the_log(tmp_path / "stack", b'"n":40,"x":"xx')
+            wait_for("damage of the log", lambda: topics.events(CheckpointRejected, {other}), 90)
+            assert {r.reason for r in topics.events(CheckpointRejected, {other})} == {"record"}
+            assert not topics.events(CheckpointRejected, {workflow_id})
+            # Retention takes everything from the log: what is proven now lies in the archive.
+            wait_for("the archive", lambda: archiver.metric("kintsugi_consumer_lag_records") == 0)
+            empty_the_log(at)
+            before = sound(keeper)
+            wait_for("proofs from the archive", lambda: sound(keeper) > before + 6, 90)
+            assert keeper.metric("kintsugi_scrub_checkpoints_total", outcome="gone") == 0
+            assert keeper.stop() == 0
+        finally:
+            projector.kill()
+            archiver.kill()
+            keeper.kill()
+            topics.registry.close()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -185,11 +189,22 @@ def test_only_objects_that_nothing_refers_to_and_that_are_old_are_deleted(
         run(found, delete=False)
         assert (found.report.orphans, found.report.young, found.report.referenced) == (10, 3, 30)
         assert lie(folder) == names(kept + orphans + young) | {"somebody's"}
-        run(found)
-        assert (found.report.deleted, found.report.young) == (10, 3)
+        shown = cli(own, folder, "--dry-run")
+        assert (shown["orphans"], shown["deleted"], shown["dry_run"]) == (10, 0, True)
+        assert cli(own, folder)["deleted"] == 10
         assert lie(folder) == names(kept + young) | {"somebody's"}
         run(found)
         assert found.report.deleted == 0
+
+
+def cli(own: Addresses, folder: Path, *options: str) -> dict[str, Any]:
+    """`kintsugi checkpoints collect`."""
+    environment = {**os.environ, **own.environment(), "KINTSUGI_OBJECTS": folder.as_uri()}
+    command = [sys.executable, "-m", "ops.cli", "checkpoints", "collect", "--output", "json", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _refused(orphans: Orphans) -> bool:
