@@ -7,6 +7,7 @@ import math
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,13 @@ REFUSED = [
     pytest.param({"n": 2**60}, "structure", "$.data.n", id="an integer beyond doubles"),
     pytest.param({"big": "x" * (20 * 1024 * 1024)}, "limit", "$.data", id="20 MiB"),
     pytest.param(nested(70), "limit", None, id="depth"),
+    pytest.param({"n": 10**49}, "structure", "$.data.n", id="an integer of 50 digits"),
+    pytest.param({"t": datetime.now(UTC)}, "structure", "$.data.t", id="a time"),
+    pytest.param({"s": {1}}, "structure", "$.data.s", id="a set"),
+    pytest.param({"b": [b"x"]}, "structure", "$.data.b[0]", id="bytes"),
+    pytest.param({"d": OrderedDict(a=1)}, "structure", "$.data.d", id="a dictionary of another class"),
+    pytest.param({"k": dict.fromkeys(map(str, range(1_000_000)))}, "limit", "$.data.k", id="a million keys"),
+    pytest.param(nested(1_000_000), "limit", None, id="nested a million deep"),
     pytest.param(cycle(), "limit", None, id="a cycle"),
 ]
 
