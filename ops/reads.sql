@@ -38,7 +38,7 @@ LIMIT %(limit)s
 -- name: error
 SELECT id, workflow_id, workflow_type, step_id, error_type, error_code, error_severity, status, detected_by,
   fingerprint, root_error_id, checkpoint_id, recovery_strategy, recovery_successful, recovery_attempts,
-  created_at, updated_at, error_message, stack_trace, context
+  created_at, updated_at, error_message, stack_trace, context, reason, sealed IS NOT NULL AS sealed
 FROM workflow_errors WHERE id = %(id)s
 
 -- name: attempts

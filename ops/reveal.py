@@ -19,6 +19,7 @@ from .output import DENIED
 if TYPE_CHECKING:
     from engine.policy import Policy
     from engine.policy.model import StateInspection
+    from schemas.keystore import Keystore
 
     from .checkpoint_log import CheckpointLog
     from .stack import Addresses
@@ -51,6 +52,17 @@ def check_reason(reveal: bool, reason: str | None) -> str:
     if reason is not None and not reveal:
         raise click.UsageError("--reason goes with --reveal")
     return (reason or "").strip()
+
+
+def keystore_of(at: Addresses) -> Keystore:
+    """The keys to open what is sealed. ConfigError without any."""
+    from schemas.errors import ConfigError
+    from schemas.keystore import open_keystore
+
+    found = open_keystore(objects_url=at.objects)
+    if found is None:
+        raise ConfigError("no keys are configured", hint="set KINTSUGI_KEYS, as the services have it")
+    return found
 
 
 class Revealer:

@@ -10,7 +10,8 @@ from consumers.history import History
 from schemas.admission import admit
 from schemas.archive_format import Gap
 from schemas.codec import Codec, Unknown
-from schemas.errors import PoisonError
+from schemas.errors import PoisonError, StateError
+from schemas.keystore import Keystore
 from schemas.log_record import LogRecord
 from schemas.records import Record
 from schemas.records.events import (
@@ -31,6 +32,7 @@ from schemas.records.events import (
     WorkflowErrorOccurred,
     WorkflowStarted,
 )
+from schemas.sealing import unseal_fields
 
 #: Events follow a workflow's end for a while: late answers, a repair that closes.
 AFTER_END_MS = 3_600_000
@@ -76,11 +78,19 @@ _DETAILS: dict[type[Record], _Described] = {
 
 
 def timeline(
-    history: History, codec: Codec, workflow_id: str, *, partition: int, first_offset: int, ended_ms: int | None
+    history: History,
+    codec: Codec,
+    workflow_id: str,
+    *,
+    partition: int,
+    first_offset: int,
+    ended_ms: int | None,
+    keystore: Keystore | None = None,
 ) -> Iterator[Row]:
     """Rows in log order, from the workflow's first event to an hour after its end, or to the end of the log.
 
-    What is neither in the log nor in the archive is a row too. Raises as `History` does.
+    What is neither in the log nor in the archive is a row too. With a keystore sealed texts are opened; without, they
+    stay as they are. Raises as `History` and `Keystore` do.
     """
     end = history.bounds()[partition].end
     if ended_ms is not None:
@@ -98,7 +108,7 @@ def timeline(
             continue
         began_ms = at_ms if began_ms is None else began_ms
         place = {"offset": record.offset, "at": datetime.fromtimestamp(at_ms / 1000, UTC)}
-        yield {**place, "after_ms": at_ms - began_ms, **_told(codec, record)}
+        yield {**place, "after_ms": at_ms - began_ms, **_told(codec, record, keystore)}
     yield from map(_missing, gaps)
 
 
@@ -115,18 +125,24 @@ def _missing(gap: Gap) -> Row:
     }
 
 
-def _told(codec: Codec, found: LogRecord) -> Row:
+def _told(codec: Codec, found: LogRecord, keystore: Keystore | None) -> Row:
     try:
         record = admit(codec, found.key, found.value)
     except PoisonError as error:
         return {"event": "(set aside)", "step": "", "detail": f"{error.reason}: {error}"[:_TEXT_MAX], "producer": ""}
     if isinstance(record, Unknown):
         return {"event": record.name, "step": "", "detail": "unknown to this version", "producer": ""}
+    closed = ""
+    if keystore is not None:
+        try:
+            record = unseal_fields(record, keystore.keys_of(record.workflow_id))
+        except StateError as error:
+            closed = f" [{error.reason}]"
     describe = _DETAILS.get(type(record))
     detail = str(getattr(record, "reason", "") or "") if describe is None else describe(record)
     return {
         "event": type(record).__name__,
         "step": getattr(record, "step_id", None) or "",
-        "detail": detail.strip()[:_TEXT_MAX],
+        "detail": (detail.strip() + closed)[:_TEXT_MAX],
         "producer": record.producer,
     }

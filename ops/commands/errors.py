@@ -67,11 +67,17 @@ def show_(error_id: str, output: str) -> None:
     if output == "json":
         show_json(found)
         return
-    show_record({k: v for k, v in found.items() if not isinstance(v, list) and k not in ("stack_trace", "context")})
+    show_record(
+        {k: v for k, v in found.items() if not isinstance(v, list) and k not in ("stack_trace", "context", "sealed")}
+    )
     if found["context"]:
         click.echo(f"\nContext\n{printable(json.dumps(found['context'], indent=2))}")
     if found["stack_trace"]:
         click.echo(f"\nStack trace\n{printable(found['stack_trace'])}")
+    if found["sealed"]:
+        say(
+            f"its texts are sealed: kintsugi workflows timeline {found['workflow_id']} --reveal --reason WHY opens them"
+        )
     if found["attempts"]:
         click.echo("\nAttempts")
         columns = ("attempt_number", "strategy", "status", "action_taken", "rule", "duration_ms", "error_message",

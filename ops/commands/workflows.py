@@ -62,23 +62,35 @@ def show_(workflow_id: str, output: str) -> None:
 @workflows.command()
 @click.argument("workflow_id", type=ID)
 @click.option("--heartbeats", is_flag=True, help="Show progress reports too.")
+@click.option("--reveal", is_flag=True, help="Open sealed texts: error messages, progress, answers. Needs --reason.")
+@click.option("--reason", help="Why they are opened; goes into the audit log.")
 @output_option
-def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
+def timeline(workflow_id: str, heartbeats: bool, reveal: bool, reason: str | None, output: str) -> None:
     """Everything that happened to one workflow, steps, errors, decisions and why, answers; from archive and log."""
+    from contextlib import ExitStack
+
     from consumers.log_reader import LogReader
     from ops import reads
     from ops.archive import history_of
+    from ops.audit import audited
+    from ops.reveal import check_reason, keystore_of, policy_of, require_inspection
     from ops.stack import addresses
     from ops.timeline import timeline as read
     from schemas.codec import Codec
     from schemas.registry import Registry
 
+    why = check_reason(reveal, reason)
     at = addresses()
     found = reads.workflow(at.postgres, workflow_id)
     if found is None:
         raise NotFoundError(f"no workflow {workflow_id}; kintsugi workflows list shows those that are there")
     ended = found["ended_at"]
-    with LogReader(at.kafka) as log, Registry(at.registry) as registry:
+    with LogReader(at.kafka) as log, Registry(at.registry) as registry, ExitStack() as opened:
+        keystore = None
+        if reveal:
+            require_inspection(policy_of(None))
+            keystore = keystore_of(at)
+            opened.enter_context(audited(at.kafka, "workflows.reveal", subject=workflow_id, reason=why))
         rows = list(
             read(
                 history_of(at, log),
@@ -87,6 +99,7 @@ def timeline(workflow_id: str, heartbeats: bool, output: str) -> None:
                 partition=found["log_partition"],
                 first_offset=found["first_offset"],
                 ended_ms=None if ended is None else int(ended.timestamp() * 1000),
+                keystore=keystore,
             )
         )
     shown = [row for row in rows if heartbeats or row["event"] != "StepProgressed"]
