@@ -202,6 +202,5 @@ def _history(rows: list[tuple[Any, ...]]) -> History:
                 checkpoint_id=row[2], partition=row[3], offset=row[4], created_us=row[5], sound=row[6], evidence=row[7]
             )
             for row in rows
-            if row[2] is not None
         ),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -81,7 +81,7 @@ class Orphans:
         self._grace_s = grace_s
         self.report = Report()
 
-    def steps(self, *, delete: bool = True, any_share: bool = False) -> Iterator[float]:
+    def steps(self, *, delete: bool = True, any_share: bool = False) -> Generator[float, None, None]:
         """One collection, in steps: one for each of FOLDERS, then for what is deleted. Each yields the seconds to wait
         before the next. `report` tells how far it is. `any_share`: whatever share of all objects the orphans are.
 

@@ -7,7 +7,7 @@ what then has no row that refers to it is collected by `orphans`, after its grac
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.policy.model import Retention as Limits
@@ -94,7 +94,7 @@ class Retention:
         self._desk = desk
         self._limits = limits
 
-    def steps(self) -> Iterator[float]:
+    def steps(self) -> Generator[float, None, None]:
         """One pass over all workflows, in steps; each yields the seconds to wait before the next. RetriableError when
         what it needs is away; nothing is lost by it, the next pass sees the same rows."""
         # A rejection that is in the log, but not in the tables, would make the last sound checkpoint look like another.

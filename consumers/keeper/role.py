@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from schemas.errors import KintsugiError, RetriableError
+from schemas.errors import RetriableError
 
 from .. import telemetry
 from .tables import Tables
@@ -29,6 +30,9 @@ ORPHANS_INTERVAL_S = 3600.0
 #: After something was away, a job begins again this soon, then twice as long each time.
 _RETRY_S, _RETRY_S_MAX = 1.0, 60.0
 
+#: Each step yields the seconds to wait before the next.
+Steps = Generator[float, None, None]
+
 
 @dataclass(slots=True)
 class Job:
@@ -36,10 +40,10 @@ class Job:
     it is done."""
 
     name: str
-    begin: Callable[[], Iterator[float]]
+    begin: Callable[[], Steps]
     interval_s: float
     rests_s: float = 0.0
-    steps: Iterator[float] | None = field(default=None, init=False)
+    steps: Steps | None = field(default=None, init=False)
     began_s: float = field(default=0.0, init=False)
     due_s: float = field(default=0.0, init=False)
     failures: int = field(default=0, init=False)
@@ -51,11 +55,10 @@ class Job:
 
     def drop(self) -> None:
         """Leave what is under way; the next time it begins anew."""
-        if self.steps is not None:
-            steps, self.steps = self.steps, None
-            close = getattr(steps, "close", None)
-            if close is not None:
-                close()
+        steps, self.steps = self.steps, None
+        if steps is not None:
+            with suppress(RetriableError):  # to close what is away already needs no answer
+                steps.close()
 
     def step(self, now_s: float) -> None:
         """Do one step. KintsugiError as it comes."""
@@ -155,7 +158,4 @@ class Keeper:
             telemetry.KEEPER_ACTIVE.set(0)
             self._log.info("keeper stands by")
             for job in self._jobs:
-                try:
-                    job.drop()
-                except KintsugiError as error:
-                    self._log.warning("job waits", job=job.name, seconds=0, error=error, hint=error.hint)
+                job.drop()

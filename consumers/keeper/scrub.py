@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ class Scrubber:
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._away_count = 0
 
-    def steps(self) -> Iterator[float]:
+    def steps(self) -> Generator[float, None, None]:
         """One pass, in steps; each yields the seconds to wait before the next. RetriableError when what it needs is
         away; the next pass begins where this one stopped."""
         began_s, outcome, count = time.monotonic(), "interrupted", 0

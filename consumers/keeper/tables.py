@@ -80,7 +80,7 @@ class Tables(Protocol):
         """The states in the rows of checkpoints, as JSON text."""
 
     def histories(self, *, after: str, workflows: int, checkpoints_max: int) -> Sequence[History]:
-        """The next workflows in the order of their ids, with at most so many checkpoints each."""
+        """The next workflows that have checkpoints, in the order of their ids, with at most so many of them each."""
 
     def claims(self) -> Iterator[str]:
         """Every claim_uri that a row names, ascending, as of one moment; few are in memory at once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from consumers.keeper.role import LOCK_INTERVAL_S, Job, Keeper
 from schemas.errors import RetriableError
@@ -19,7 +19,7 @@ class Work:
         self.wait_s = wait_s
         self.away = False
 
-    def begin(self) -> Iterator[float]:
+    def begin(self) -> Generator[float, None, None]:
         try:
             for number in (1, 2, 3):
                 if self.away and number == 2:
@@ -127,6 +127,22 @@ def test_what_deletes_rests_after_a_start_and_after_anything_was_away() -> None:
     world.now_s += 3600.0
     world.turns(2)
     assert "b1" in notes
+
+
+def test_what_cannot_be_closed_because_it_is_away_is_left_all_the_same() -> None:
+    def work() -> Generator[float, None, None]:
+        try:
+            yield 0.0
+        finally:
+            raise RetriableError("the cursor cannot be closed")
+
+    job = Job("a", work, 60.0)
+    world = World(job)
+    world.turns(1)
+    world.rows.held = world.rows.free = False
+    world.now_s += LOCK_INTERVAL_S
+    world.turns(1)
+    assert job.steps is None
 
 
 def test_a_stop_ends_what_is_under_way_and_lets_another_work() -> None:
