@@ -74,6 +74,30 @@ PANELS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
         (("sum by (reason) (rate(kintsugi_state_validation_failures_total[5m]))", "{{reason}}"),),
     ),
     (
+        "Checkpoints proven again",
+        "ops",
+        "timeseries",
+        (("sum by (outcome) (rate(kintsugi_scrub_checkpoints_total[5m]))", "{{outcome}}"),),
+    ),
+    (
+        "Since the last whole scrub",
+        "s",
+        "timeseries",
+        (("time() - max(kintsugi_scrub_last_pass_timestamp_seconds > 0)", "age"),),
+    ),
+    (
+        "Beyond retention, not archived",
+        "short",
+        "stat",
+        (("sum(kintsugi_checkpoints_held)", "checkpoints"),),
+    ),
+    (
+        "Workflows that cannot be restored",
+        "short",
+        "stat",
+        (("sum(kintsugi_workflows_without_checkpoint)", "workflows"),),
+    ),
+    (
         "Dead letters",
         "ops",
         "timeseries",
