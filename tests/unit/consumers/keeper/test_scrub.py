@@ -20,8 +20,11 @@ from engine.inspection import Inspector
 from schemas import claims
 from schemas.admission import check
 from schemas.errors import RetriableError, StateError
-from schemas.objects import Objects, ObjectStoreError
+from schemas.keystore import Keystore
+from schemas.objects import ObjectInfo, Objects, ObjectStoreError
 from schemas.records.events import CheckpointCreated, CheckpointRejected, WorkflowErrorOccurred, WorkflowPaused
+from schemas.sealing import binding_of, seal
+from tests.unit.schemas.sealed_kit import keystore
 
 from .kit import CODEC, NOW_US, Log, Rows, Written, checkpoint, id_of, written
 
@@ -331,3 +334,62 @@ def test_chunks_are_bounded_and_go_along_the_log(made: list[tuple[int, int]]) ->
     for chunk in found:
         assert [t.place for t in chunk] == sorted(t.place for t in chunk)
         assert len(chunk) == 1 or sum(t.size_bytes for t in chunk) <= CHUNK_BYTES
+
+
+@pytest.fixture
+def sealing(world: World, tmp_path: Path) -> Keystore:
+    """A keystore, with which the scrub reads too."""
+    found = keystore(tmp_path)
+    world.inspection = Inspection(found)
+    return found
+
+
+def sealed(store: Keystore, name: str, protection: str = "aes-256-gcm") -> CheckpointCreated:
+    record = replace(checkpoint(name), protection=protection)
+    assert record.state is not None
+    key = store.current(record.workflow_id)
+    return replace(record, state=seal(record.state, key, protection=protection, binding=binding_of(record)))
+
+
+def test_a_sealed_state_is_proven_by_its_workflows_key(world: World, sealing: Keystore) -> None:
+    changed = sealed(sealing, "changed")
+    assert changed.state is not None
+    bad = {
+        "changed": ("decryption", replace(changed, state=changed.state[:-1] + bytes([changed.state[-1] ^ 1]))),
+        "of another": ("decryption", replace(sealed(sealing, "of another"), sequence=7)),
+        "in clear": ("unsealed", checkpoint("in clear")),
+    }
+    world.add(1, sealed(sealing, "gcm"))
+    world.add(2, sealed(sealing, "mac", "hmac-sha256"))
+    for number, (_, record) in enumerate(bad.values(), start=3):
+        world.add(number, record)
+    before = counted("sound")
+    go(world.scrubber())
+    assert counted("sound") == before + 2
+    assert world.reasons() == [reason for reason, _ in bad.values()]
+
+
+def test_erased_keys_and_a_store_of_keys_that_is_away_reject_nothing(
+    world: World, sealing: Keystore, tmp_path: Path
+) -> None:
+    erased = world.add(1, sealed(sealing, "erased"))
+    sealing.erase(erased.workflow_id, actor="a", reason="r")
+    before = counted("erased")
+    go(world.scrubber())
+    assert counted("erased") == before + 1
+    for number in range(2, 8):
+        world.add(number, sealed(sealing, str(number)))
+    world.inspection = Inspection(Keystore(sealing.provider, Away((tmp_path / "objects").as_uri())))
+    with pytest.raises(RetriableError):
+        go(world.scrubber())
+    assert not world.desk.facts
+
+
+class Away(Objects):
+    """A store of keys that does not answer."""
+
+    def get(self, path: str, *, size_bytes_max: int | None = None) -> bytes | None:
+        raise ObjectStoreError("the store is away")
+
+    def info(self, path: str) -> ObjectInfo | None:
+        raise ObjectStoreError("the store is away")
