@@ -113,6 +113,7 @@ class Retention:
                 yield _PAUSE_S
             yield _PAUSE_S
         self._expire(seen.batch, seen)
+        self._places.rest()
         telemetry.CHECKPOINTS_HELD.set(seen.held)
         telemetry.WORKFLOWS_SPOILED.set(seen.spoiled)
         if seen.held:
