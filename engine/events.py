@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.records import Record
 
@@ -20,5 +21,5 @@ class Delivered:
     offset: int
     timestamp_us: int
     rejection: tuple[str, str] | None = None
-    state: dict[str, object] | None = None
+    state: dict[str, Any] | None = None
     unreadable: str | None = None

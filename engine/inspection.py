@@ -6,39 +6,25 @@ which is not a rejection: the verdict then rests on the record alone, so replays
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import orjson
-
-from schemas.canonical import DEPTH_MAX, STATE_SIZE_BYTES_MAX, parse_state, verify_stored
+from schemas.canonical import STATE_SIZE_BYTES_MAX
 from schemas.errors import StateError
+from schemas.proof import KeyLookup, Prover, StateRecord
 from schemas.records import Record
-from schemas.records.events import CheckpointCreated, StatePersisted, StateRestored
-from schemas.sealing import DataKey, binding_of, unseal
+from schemas.records.events import CheckpointCreated
 
 from .events import Delivered
 
-#: What orjson writes differently from RFC 8785, or takes and a state may not hold: fractions, exponents, integers of 16
-#: digits and more. Found inside a text it only costs the slower way. One pattern for each byte that can stand before a
-#: number: what begins with one certain byte is found three times as fast.
-_NUMBER = rb"-?(?:\d+[.eE]|\d{16})"
-_UNUSUAL = tuple(re.compile(before + _NUMBER).search for before in (rb":", rb",", rb"\["))
 #: What says nothing against a state, only that it cannot be looked into here and now.
 _UNREADABLE = ("claim", "key_erased", "key_missing", "no_keys")
 _DETAIL_CHARS_MAX = 500
-
-#: (workflow id, number) to its data key. StateError `key_missing` or `key_erased`; RetriableError: ask again later.
-KeyLookup = Callable[[str, int], DataKey]
-StateRecord = CheckpointCreated | StatePersisted | StateRestored
-State = dict[str, object]
 
 
 class Inspection(NamedTuple):
     """What was found: the proven state, or (reason, detail) against it, or why it could not be looked into."""
 
-    state: State | None = None
+    state: dict[str, Any] | None = None
     rejection: tuple[str, str] | None = None
     unreadable: str | None = None
 
@@ -58,9 +44,8 @@ class Inspector:
         keep_states: bool = True,
         verify: bool = True,
     ) -> None:
+        self._prover = Prover(keys, keys_optional=keys_optional)
         self._verify = verify
-        self._keys = keys
-        self._keys_optional = keys_optional
         self._keep_states = keep_states
 
     def deliver(self, record: Record, partition: int, offset: int, timestamp_us: int) -> Delivered:
@@ -94,39 +79,12 @@ class Inspector:
         if not 0 <= record.size_bytes <= STATE_SIZE_BYTES_MAX:
             raise StateError("limit", f"declared size {record.size_bytes} is outside 0..{STATE_SIZE_BYTES_MAX}")
         if record.protection == "none":
-            self._refuse_unsealed()
+            self._prover.refuse_unsealed()
         raise StateError("claim", "the state lies in object storage")
 
-    def _refuse_unsealed(self) -> None:
-        if self._keys is not None and not self._keys_optional:
-            raise StateError("unsealed", "keys are configured, and nobody sealed this state")
-
-    def prove(self, record: StateRecord, stored: bytes) -> State:
+    def prove(self, record: StateRecord, stored: bytes) -> dict[str, Any]:
         """The state in a record's stored bytes, wherever these were read from. StateError says what is wrong."""
-        data = verify_stored(
-            self.unsealed(record, stored), codec=record.codec, size_bytes=record.size_bytes, digest=record.digest
-        )
-        value = _parse(data)
-        if value.get("workflow_id") != record.workflow_id:
-            raise StateError("structure", "the state is that of another workflow, or names none")
-        if not value.get("step_id") or not value.get("status"):
-            raise StateError("structure", "the state lacks step_id or status")
-        return value
-
-    def unsealed(self, record: StateRecord, stored: bytes) -> bytes:
-        """The compressed bytes. StateError when the seal is broken or missing, or there is no key to look."""
-        if record.protection == "none":
-            self._refuse_unsealed()
-            return stored
-        keys = self._keys
-        if keys is None:
-            raise StateError("no_keys", "the state is sealed, and no keys are configured", hint="set KINTSUGI_KEYS")
-        return unseal(
-            stored,
-            protection=record.protection,
-            binding=binding_of(record),
-            keys=lambda number: keys(record.workflow_id, number),
-        )
+        return self._prover.prove(record, stored)
 
 
 _WITHOUT_KEYS = Inspector()
@@ -135,35 +93,3 @@ _WITHOUT_KEYS = Inspector()
 def deliver(record: Record, partition: int, offset: int, timestamp_us: int) -> Delivered:
     """Wrap a record; a checkpoint is inspected, without keys."""
     return _WITHOUT_KEYS.deliver(record, partition, offset, timestamp_us)
-
-
-def _parse(data: bytes) -> State:
-    """The state in verified canonical bytes. The fast path proves the form by writing it again."""
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise StateError("structure", f"not JSON: {error}") from None
-    plain = data.isascii() and b"\\u0000" not in data and not any(search(data) for search in _UNUSUAL)
-    plain = plain and orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == data
-    if not plain:
-        value = parse_state(data)
-    if not isinstance(value, dict):
-        raise StateError("structure", f"a state is a JSON object, not {type(value).__name__}")
-    # What opens at most so many objects and lists cannot nest deeper: most states need no walk.
-    if data.count(b"{") + data.count(b"[") > DEPTH_MAX and _deeper_than(value, DEPTH_MAX):
-        raise StateError("limit", f"nested deeper than {DEPTH_MAX}")
-    return value
-
-
-def _deeper_than(value: object, depth_max: int) -> bool:
-    level: list[object] = [value]
-    for _ in range(depth_max + 1):
-        level = [
-            item
-            for node in level
-            for item in (node.values() if type(node) is dict else node if type(node) is list else ())
-            if type(item) is dict or type(item) is list
-        ]
-        if not level:
-            return False
-    return True

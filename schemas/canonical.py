@@ -43,6 +43,11 @@ _SAMPLES, _SAMPLE_BYTES = 8, 4096
 _SAMPLE_SHARE_MAX = 0.97
 #: What the unpackers raise. (ISA-L's type stubs take its class for an instance.)
 _DAMAGED = (zlib.error, cast(type[Exception], isal_zlib.error), zstandard.ZstdError)
+#: What orjson writes differently from RFC 8785, or takes and a state may not hold: fractions, exponents, integers of 16
+#: digits and more. Found inside a text it only costs the slower way. One pattern for each byte that can stand before a
+#: number: what begins with one certain byte is found three times as fast.
+_NUMBER = rb"-?(?:\d+[.eE]|\d{16})"
+_UNUSUAL = tuple(re.compile(before + _NUMBER).search for before in (rb":", rb",", rb"\["))
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -287,13 +292,43 @@ def parse_state(data: bytes) -> dict[str, Any]:
 
 
 def _parse_quickly(data: bytes) -> dict[str, Any] | None:
-    """The state that is written exactly so; None when that takes a closer look. Two thirds of the time of one."""
+    """The state that is written exactly so; None when that takes a closer look."""
     try:
         value = orjson.loads(data)
-        found = isinstance(value, dict) and _write(value, _weigh(value, 0) > 0) == data
+        if not isinstance(value, dict):
+            return None
+        if _is_plain(data):
+            # What opens at most so many objects and lists cannot nest deeper: most states need no walk.
+            if data.count(b"{") + data.count(b"[") > DEPTH_MAX or data.count(b":") > KEYS_MAX:
+                _check_shape(value)
+            plain = True
+        else:
+            plain = _weigh(value, 0) > 0
+        return value if _write(value, plain) == data else None
     except (orjson.JSONDecodeError, _RefusedError):
         return None
-    return value if found else None
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether orjson writes these values as RFC 8785 does, by the look of the text: half the time of a walk."""
+    return data.isascii() and b"\\u0000" not in data and not any(search(data) for search in _UNUSUAL)
+
+
+def _check_shape(value: dict[str, Any]) -> None:
+    """Depth and number of keys, level by level."""
+    level: list[Any] = [value]
+    for _ in range(DEPTH_MAX + 1):
+        if any(type(node) is dict and len(node) > KEYS_MAX for node in level):
+            raise _RefusedError("limit", f"more than {KEYS_MAX} keys")
+        level = [
+            item
+            for node in level
+            for item in (node.values() if type(node) is dict else node)
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return
+    raise _RefusedError("limit", f"nested deeper than {DEPTH_MAX}")
 
 
 def _number(text: str) -> int | float:

@@ -6,17 +6,16 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._schemas import claims
-from ._schemas.canonical import parse_state, verify_stored
 from ._schemas.errors import RetriableError, StateError
 from ._schemas.objects import Objects
+from ._schemas.proof import KeyLookup, Prover
 from ._schemas.records import Record
 from ._schemas.records.commands import ResumeFromCheckpoint, RetryStep
 from ._schemas.records.events import CheckpointCreated, WorkflowStarted
-from ._schemas.sealing import DataKey, binding_of, unseal, unseal_fields
+from ._schemas.sealing import DataKey, unseal_fields
 from .bounded import Bounded
 from .checkpoints import Chain
 from .errors import ClosedError, RestoreError, SupersededError
@@ -31,10 +30,13 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 _PAUSE_S, _PAUSE_S_MAX = 0.1, 2.0
 #: What says nothing against the bytes; all other reasons of a StateError do.
-_NOT_CORRUPT = {"key_missing": "key_missing", "key_erased": "key_erased", "claim_missing": "object_missing"}
+_NOT_CORRUPT = {
+    "no_keys": "key_missing",
+    "key_missing": "key_missing",
+    "key_erased": "key_erased",
+    "claim_missing": "object_missing",
+}
 
-#: (workflow id, number) to its data key, as `Keystore.get`.
-KeyLookup = Callable[[str, int], DataKey]
 T = TypeVar("T")
 
 
@@ -51,9 +53,9 @@ class Restorer:
     ) -> None:
         self._history = history
         self._keys = keys
-        self._keys_optional = keys_optional
         self._objects = objects
         self._bounded = Bounded()
+        self._prover = Prover(None if keys is None else self._key, keys_optional=keys_optional)
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -101,9 +103,7 @@ class Restorer:
         where = f"the checkpoint at {partition}@{offset}"
         record = _named(self._history.fetch(partition, offset), command, where)
         try:
-            stored = self._stored(record)
-            record = replace(record, state=None)  # one copy of a large state less while it is parsed
-            document = self._prove(record, stored)
+            document = self._prover.prove(record, self._stored(record))
         except StateError as error:
             raise _refused(where, error) from error
         return _standing(record, document, where, kind)
@@ -124,35 +124,10 @@ class Restorer:
         objects, uri = self._objects, record.claim_uri
         return self._bounded.call("object storage", lambda: claims.get(objects, uri), STORE_TIMEOUT_S)
 
-    def _prove(self, record: CheckpointCreated, stored: bytes) -> dict[str, Any]:
-        """The state in stored bytes. StateError says what is wrong; nothing is parsed before it is proven."""
-        unsealed = self._unsealed(record, stored)
-        del stored
-        data = verify_stored(unsealed, codec=record.codec, size_bytes=record.size_bytes, digest=record.digest)
-        del unsealed
-        document = parse_state(data)
-        if document.get("workflow_id") != record.workflow_id:
-            raise StateError("structure", "it holds the state of another workflow")
-        return document
-
-    def _unsealed(self, record: CheckpointCreated, stored: bytes) -> bytes:
-        if record.protection == "none":
-            if self._keys is not None and not self._keys_optional:
-                raise StateError("unsealed", "keys are configured, and nobody sealed this state")
-            return stored
-        return unseal(
-            stored,
-            protection=record.protection,
-            binding=binding_of(record),
-            keys=lambda number: self._key(record.workflow_id, number),
-        )
-
     def _key(self, workflow_id: str, number: int) -> DataKey:
         keys = self._keys
         if keys is None:
-            raise StateError(
-                "key_missing", "it is sealed, and no keys are configured in this process", hint="set KINTSUGI_KEYS"
-            )
+            raise StateError("no_keys", "it is sealed, and no keys are configured here", hint="set KINTSUGI_KEYS")
         return self._bounded.call("the keystore", lambda: keys(workflow_id, number), STORE_TIMEOUT_S)
 
     # -- the input ------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from dataclasses import MISSING, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ._schemas import claims
 from ._schemas.errors import ConfigError, KintsugiError, RetriableError, StateError
 from ._schemas.fingerprint import fingerprint_of
-from ._schemas.keystore import ROTATION_SEEN_WITHIN_S, Keystore, open_keystore
+from ._schemas.keystore import ERASURE_SEEN_WITHIN_S, ROTATION_SEEN_WITHIN_S, Keystore, open_keystore
 from ._schemas.objects import Objects, ObjectStoreError
 from ._schemas.records import Record
 from ._schemas.records.events import (
@@ -52,6 +52,14 @@ R = TypeVar("R", bound=Record)
 S = TypeVar("S", CheckpointCreated, StatePersisted, StateRestored)
 
 
+class _KeptKey(NamedTuple):
+    """A data key, when the store last had it, and until when the store is not asked again."""
+
+    key: DataKey
+    seen_s: float
+    quiet_until_s: float = 0.0
+
+
 class Vault:
     """Seals and stores. One per client; thread-safe."""
 
@@ -74,7 +82,7 @@ class Vault:
         self.protection = "none" if keystore is None else protection or PROTECTIONS[0]
         self._claim_from_bytes = claim_from_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[DataKey, float]] = OrderedDict()
+        self._kept: OrderedDict[str, _KeptKey] = OrderedDict()
         self._counts: Counter[str] = Counter(claimed=0, claims_inline=0, unsaved=0, withheld=0)
         self._keys_away_until_s = 0.0
         self._objects_away_until_s = 0.0
@@ -108,7 +116,7 @@ class Vault:
             raise ConfigError("this client has no keys", hint="set KINTSUGI_KEYS")
         try:
             key = store.at_hand(workflow_id)
-            return self._keep(key) if key is not None else self._ask(store, workflow_id)
+            return key if key is not None else self._ask(store, workflow_id)
         except StateError:  # erased, or nobody can open it
             self.forget(workflow_id)
             raise
@@ -120,31 +128,36 @@ class Vault:
 
     def _ask(self, store: Keystore, workflow_id: str) -> DataKey:
         with self._lock:
-            kept, quiet_until_s = self._kept.get(workflow_id, (None, 0.0))
+            kept = self._kept.get(workflow_id)
             now_s, away_until_s = time.monotonic(), self._keys_away_until_s
-        if kept is not None and now_s < max(quiet_until_s, away_until_s):
-            return kept
+        if kept is not None and now_s > kept.seen_s + ERASURE_SEEN_WITHIN_S:
+            kept = None  # it may have been erased meanwhile
+        if kept is not None and now_s < max(kept.quiet_until_s, away_until_s):
+            return kept.key
         if now_s < away_until_s:
             raise RetriableError(f"the keystore is away: no data key for workflow {workflow_id}", hint=_KEYS_HINT)
         try:
-            return self._keep(self._bounded.call("the keystore", lambda: store.current(workflow_id), KEY_TIMEOUT_S))
+            return self._seen(self._bounded.call("the keystore", lambda: store.current(workflow_id), KEY_TIMEOUT_S))
         except RetriableError as error:
             with self._lock:
                 self._keys_away_until_s = time.monotonic() + KEYS_AWAY_S
             if kept is None:
                 raise
-            self._keep(kept, quiet_s=ROTATION_SEEN_WITHIN_S)
+            self._remember(workflow_id, kept._replace(quiet_until_s=time.monotonic() + ROTATION_SEEN_WITHIN_S))
             if self._seldom.due("keys"):
                 log.warning("the keystore is away, states are sealed with the keys known: %s", error)
-            return kept
+            return kept.key
 
-    def _keep(self, key: DataKey, *, quiet_s: float = 0.0) -> DataKey:
+    def _seen(self, key: DataKey) -> DataKey:
+        self._remember(key.workflow_id, _KeptKey(key, time.monotonic()))
+        return key
+
+    def _remember(self, workflow_id: str, kept: _KeptKey) -> None:
         with self._lock:
-            self._kept[key.workflow_id] = key, time.monotonic() + quiet_s
-            self._kept.move_to_end(key.workflow_id)
+            self._kept[workflow_id] = kept
+            self._kept.move_to_end(workflow_id)
             while len(self._kept) > KEYS_KEPT_MAX:
                 self._kept.popitem(last=False)
-        return key
 
     def prepare(self, workflow_id: str) -> None:
         """Have the workflow's key, before anything of it is recorded. Raises as `key`."""

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from engine.fold import SCHEMA_STATE_BYTES_MAX
 from engine.invariants import LogCheck
 from engine.policy import default_policy
 from engine.testing import Service, World
@@ -220,4 +221,18 @@ def test_a_schema_that_is_none_binds_nobody(world: World) -> None:
     service = Service(world)
     service.emit(WorkflowStarted, workflow_version="1", steps=STEPS, state_version="1", state_schema='{"type": "no"')
     service.checkpoint("generate", saved)
+    assert world.records(CheckpointRejected) == []
+
+
+def test_a_state_too_large_to_be_checked_in_passing_is_left_to_its_service(world: World) -> None:
+    service = Service(world)
+    service.emit(WorkflowStarted, workflow_version="1", steps=STEPS, state_version="1", state_schema=SCHEMA)
+
+    def large(workflow_id: str, step_id: str) -> dict[str, object]:
+        data_of_service = {"n": 1, "text": "x" * SCHEMA_STATE_BYTES_MAX}
+        state = {"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": data_of_service}
+        data = canonical_bytes(state)
+        return {"codec": "identity", "size_bytes": len(data), "digest": digest_of(data), "state": data}
+
+    service.checkpoint("generate", large)
     assert world.records(CheckpointRejected) == []

@@ -29,6 +29,7 @@ from schemas.records.events import (
     WorkflowPaused,
     WorkflowResumed,
 )
+from schemas.sealing import SECRET_BYTES, DataKey, binding_of, seal
 
 from ..engine.test_ladders import damaged, saved
 from ..engine.test_properties import POLICY, moves, play
@@ -235,8 +236,12 @@ def test_a_row_is_the_same_whatever_keys_its_reader_has(
     service.checkpoint("build", saved)
     (event,) = [e for e in world.log if isinstance(e.record, CheckpointCreated)]
     assert isinstance(event.record, CheckpointCreated)
-    read = replace(event, record=replace(event.record, protection=protection), rejection=rejection, state=None)
-    rows = tables([read])
+    record = replace(event.record, protection=protection)
+    if protection != "none":
+        key = DataKey(record.workflow_id, 1, bytes(SECRET_BYTES))
+        sealed = seal(record.state or b"", key, protection=protection, binding=binding_of(record))
+        record = replace(record, state=sealed)
+    rows = tables([replace(event, record=record, rejection=rejection, state=None)])
     assert only(rows, "workflow_checkpoints")["verified"] == verified
     assert len(rows.get("workflow_state_history", {})) == verified
 
