@@ -172,15 +172,17 @@ class Rows:
 
 
 class Written(Desk):
-    """Keeps what is appended; `lost`: the log does not confirm it."""
+    """Keeps what is appended; `lost`: the log does not confirm it. Its clock moves with each look."""
 
     def __init__(self) -> None:
         self.facts: list[tuple[Record, int]] = []
         self.lost = False
+        self.asked = 0
         self._waiting: list[tuple[Record, int]] = []
 
     def now_us(self) -> int:
-        return NOW_US
+        self.asked += 1
+        return NOW_US + self.asked
 
     def append(self, record: Record, partition: int) -> None:
         self._waiting.append((record, partition))

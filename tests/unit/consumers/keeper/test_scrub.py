@@ -106,10 +106,13 @@ def test_damage_is_two_facts_in_the_workflows_partition_told_once(world: World) 
 
 def test_another_keeper_says_the_same_with_the_same_ids(world: World) -> None:
     world.add(5, damaged(checkpoint("a")))
+    world.add(6, damaged(checkpoint("b")))
     go(world.scrubber())
     go(world.scrubber())
     ids = [fact.event_id for fact, _ in world.desk.facts]
-    assert len(ids) == 4 and len(set(ids)) == 2
+    assert len(ids) == 8 and len(set(ids)) == 4
+    errors = [(fact.checkpoint_id, fact.error_id) for fact in world.desk.of(WorkflowErrorOccurred)]
+    assert len(errors) == 4 and len(set(errors)) == len({error_id for _, error_id in errors}) == 2
 
 
 def test_what_the_log_did_not_confirm_is_told_again(world: World) -> None:
