@@ -54,7 +54,6 @@ from .state import (
     WorkflowState,
 )
 
-
 #: Larger states are held to their schema by the service alone: against the worst schema that is taken, checking one of
 #: 10 MiB would hold up the partition for tens of seconds.
 SCHEMA_STATE_BYTES_MAX = 1024 * 1024
