@@ -57,7 +57,7 @@ GAUGES_INTERVAL_S = 0.25
 #: Why checkpoints are rejected; a service may give other words, which make no labels of their own.
 REASONS = frozenset(
     {"digest", "codec", "size", "structure", "limit", "schema", "decryption", "unsealed", "claim", "claim_missing"}
-    | {"chain_gap", "chain_fork", "replayed"}
+    | {"record", "archive", "chain_gap", "chain_fork", "replayed"}
 )
 #: Counters by their labels; finding one anew costs more than a fold.
 _processed = cache(telemetry.EVENTS_PROCESSED.labels)
