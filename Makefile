@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests mostly wait for servers, so two processes take little more than half of the time, on two cores too.
+PROCESSES ?= 2
 
 .PHONY: help setup check test demo bench up down clean
 
@@ -32,7 +34,7 @@ check: $(STAMP) ## formatting, lint, types, import rule, schemas
 	$(BIN)/kintsugi schemas lint && $(BIN)/kintsugi schemas check --offline
 
 test: check ## everything CI runs: check, then all tests on the real stack
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 demo: $(STAMP) ## run the main job: 200 workflows, seeded faults, repaired on the real stack
 	$(BIN)/python -m examples.demo

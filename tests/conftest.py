@@ -1,4 +1,4 @@
-"""The real stack for tests: Kafka, registry and Postgres, started once per session in a folder of its own."""
+"""The real stack for tests: Kafka, registry and Postgres, started once per process of tests in a folder of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ops import stack
 from ops.setup import set_up
 from ops.stack import Addresses
 
-HOME = Path(__file__).parents[1] / ".kintsugi" / "test"
+#: `pytest -n 2` runs files side by side, each process with a stack of its own.
+HOME = Path(__file__).parents[1] / ".kintsugi" / f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
 
 
 @pytest.fixture(scope="session")
