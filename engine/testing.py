@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from schemas.canonical import chain_digest_of
+from schemas.canonical import canonical_bytes, chain_digest_of, digest_of
 from schemas.ids import derive_id
 from schemas.records import Command, Record
 from schemas.records.events import (
@@ -33,6 +33,13 @@ R = TypeVar("R", bound=Record)
 #: Records one `settle` may fold; a loop that feeds itself is a defect and ends here.
 SETTLE_RECORDS_MAX = 100_000
 START_US = 1_800_000_000_000_000
+
+
+def saved(workflow_id: str, step_id: str, number: int = 0) -> dict[str, object]:
+    """The fields of a record that holds a small sound state; `number` makes it another one."""
+    document = {"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": {"n": number}}
+    data = canonical_bytes(document)
+    return {"codec": "identity", "size_bytes": len(data), "digest": digest_of(data), "state": data}
 
 
 class World:

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.policy import default_policy
-from engine.testing import Service, World
-from schemas.canonical import canonical_bytes, digest_of
+from engine.testing import Service, World, saved
 from schemas.records import Record
 from schemas.records.commands import ResumeFromCheckpoint, RetryStep
 from schemas.records.events import (
@@ -37,12 +36,6 @@ def world() -> World:
 @pytest.fixture
 def service(world: World) -> Service:
     return Service(world, STEPS)
-
-
-def saved(workflow_id: str, step_id: str, number: int = 0) -> dict[str, object]:
-    document = {"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": {"n": number}}
-    data = canonical_bytes(document)
-    return {"codec": "identity", "size_bytes": len(data), "digest": digest_of(data), "state": data}
 
 
 def found(world: World) -> list[str]:

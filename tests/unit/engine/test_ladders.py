@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.policy import default_policy, load_policy
-from engine.testing import Service, World
-from schemas.canonical import canonical_bytes, chain_digest_of, digest_of
+from engine.testing import Service, World, saved
 from schemas.records.commands import PauseWorkflow, RestartWorkflow, ResumeFromCheckpoint, RetryStep
 from schemas.records.events import (
     CheckpointRejected,
@@ -26,20 +25,10 @@ STEPS = (StepSpec(step_id="generate"), StepSpec(step_id="build", depends_on=("ge
 HOUR_MS = 3_600_000
 
 
-def saved(workflow_id: str, step_id: str, *, damage: bool = False) -> dict[str, object]:
-    data = canonical_bytes({"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": {}})
-    digest = digest_of(data)
-    return {
-        "codec": "identity",
-        "size_bytes": len(data),
-        "digest": digest,
-        "chain_digest": chain_digest_of(None, digest),
-        "state": data.replace(b"running", b"runninh") if damage else data,
-    }
-
-
 def damaged(workflow_id: str, step_id: str) -> dict[str, object]:
-    return saved(workflow_id, step_id, damage=True)
+    state = saved(workflow_id, step_id)
+    assert isinstance(state["state"], bytes)
+    return {**state, "state": state["state"].replace(b"running", b"runninh")}
 
 
 @pytest.fixture

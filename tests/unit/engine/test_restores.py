@@ -9,7 +9,7 @@ import pytest
 from engine.fold import SCHEMA_STATE_BYTES_MAX
 from engine.invariants import LogCheck
 from engine.policy import default_policy
-from engine.testing import Service, World
+from engine.testing import Service, World, saved
 from schemas.canonical import canonical_bytes, digest_of
 from schemas.ids import derive_id
 from schemas.records.commands import RestartWorkflow, ResumeFromCheckpoint
@@ -37,11 +37,6 @@ def world() -> World:
 @pytest.fixture
 def service(world: World) -> Service:
     return Service(world, STEPS)
-
-
-def saved(workflow_id: str, step_id: str) -> dict[str, object]:
-    data = canonical_bytes({"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": {"n": 1}})
-    return {"codec": "identity", "size_bytes": len(data), "digest": digest_of(data), "state": data}
 
 
 def ask(service: Service, checkpoint: CheckpointCreated, offset: int = 1) -> RestoreRequested:
