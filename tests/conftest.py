@@ -15,6 +15,9 @@ from ops.stack import Addresses
 #: `pytest -n 2` runs files side by side, each process with a stack of its own.
 HOME = Path(__file__).parents[1] / ".kintsugi" / f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
 
+#: Set by pytest-xdist; what commands print is as wide as it would be for any other program that reads it.
+os.environ.pop("COLUMNS", None)
+
 
 @pytest.fixture(scope="session")
 def addresses() -> Iterator[Addresses]:

@@ -110,7 +110,15 @@ def test_interrupted_it_leaves_no_process_but_the_stack(
 ) -> None:
     talk = tmp_path / "stderr"
     with talk.open("wb") as out:
-        demo = subprocess.Popen(command(), cwd=CHECKOUT, env=home, stdout=subprocess.DEVNULL, stderr=out)
+        demo = subprocess.Popen(
+            command(),
+            cwd=CHECKOUT,
+            env=home,
+            stdout=subprocess.DEVNULL,
+            stderr=out,
+            # Whoever runs the tests in the background of a shell has SIGINT ignored, and so would the demo.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         wait_for("services are at work", lambda: "workflows have ended" in talk.read_text(), TIMEOUT_S)
         assert len(running(home)) == 5  # two recovery processes, a projector, two services
