@@ -46,9 +46,12 @@ def _measure(setup: Setup) -> list[Figure]:
     setup.say(f"{len(records):,} events, {checkpoints:,} checkpoints among them")
     write(at.kafka, records)
     rates: dict[str, list[float]] = {way: [] for way in policies}
+    costs: dict[str, list[float]] = {way: [] for way in policies}
     for (way, _), group in groups.items():
         setup.say(way)
-        rates[way].append(_rate(setup, group, policies[way], before))
+        rate, cost_us = _run(setup, group, policies[way], before)
+        rates[way].append(rate)
+        costs[way].append(cost_us)
     verified, unverified = median(rates["verified"]), median(rates["not verified"])
     share = f"{len(records):,} events of services, {100 * checkpoints // len(records)} % are checkpoints of 2 KB"
     return [
@@ -61,18 +64,23 @@ def _measure(setup: Setup) -> list[Figure]:
             at_most=_GOAL_CUT_PERCENT,
             note="decisions and commands are written meanwhile, and read back",
         ),
+        *(
+            Figure(name=f"CPU of the role's own process, {way}", measured=median(costs[way]), unit="us/event")
+            for way in policies
+        ),
     ]
 
 
-def _rate(setup: Setup, group: str, policy: Path | None, before: int) -> float:
-    """Events per second from the first that the group has not seen to the end of the log."""
+def _run(setup: Setup, group: str, policy: Path | None, before: int) -> tuple[float, float]:
+    """Events per second, and CPU of each in us, from the first that the group has not seen to the end of the log."""
     role = Role(setup.stack, setup.folder, "recovery", group=group, policy=policy)
     try:
         role.wait("partitions", lambda role: role.processed() > before)
-        began_s, begun = time.monotonic(), role.processed()
+        began_s, begun, cpu_s = time.monotonic(), role.processed(), role.cpu_s()
         while not role.caught_up():
             time.sleep(_POLL_S)
-        return (role.processed() - begun) / (time.monotonic() - began_s)
+        count = role.processed() - begun
+        return count / (time.monotonic() - began_s), 1e6 * (role.cpu_s() - cpu_s) / count
     finally:
         role.end()
 
