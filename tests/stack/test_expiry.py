@@ -22,6 +22,7 @@ from projections.copying import COPY_ROWS_MIN, parts
 from projections.reader import snapshot
 from projections.store import Store
 from projections.verify import Drift, TableCheck
+from schemas.canonical import chain_digest_of
 from schemas.ids import derive_id
 from schemas.records import Record
 from schemas.records.events import (
@@ -84,16 +85,13 @@ def created(number: int, owner: int) -> Record:
         sequence=number + 1,
         state_version="1",
         status="running",
+        chain_digest=chain_digest_of(None, str(made["digest"])),
         **made,
     )
 
 
 def state_of(owner: int) -> dict[str, Any]:
-    return {k: v for k, v in saved(OWNERS[owner], "build").items() if k != "chain_digest"} | {
-        "step_id": "build",
-        "state_version": "1",
-        "status": "running",
-    }
+    return {**saved(OWNERS[owner], "build"), "step_id": "build", "state_version": "1", "status": "running"}
 
 
 def persisted(number: int, owner: int) -> Record:
