@@ -10,9 +10,9 @@ from typing import Any
 from consumers.history import Bounds, History
 from consumers.log_reader import LogReader
 from engine.inspection import Inspector
+from schemas import claims
 from schemas.admission import admit
 from schemas.archive import ArchiveGapError
-from schemas.claims import get as get_claim
 from schemas.codec import Codec
 from schemas.errors import PoisonError, StateError
 from schemas.keystore import Keystore, keys_optional, open_keystore
@@ -91,13 +91,12 @@ class CheckpointLog:
 
         StateError claim_missing, or claim when the object is not what its name says.
         """
-        if record.claim_uri is not None and record.state is None:
-            if self.objects is None:
-                raise StateError("claim_missing", "no object storage is configured", hint="set KINTSUGI_OBJECTS")
-            return get_claim(self.objects, record.claim_uri)
-        if record.state is None or record.claim_uri is not None:
-            raise StateError("structure", "it holds a state or names a claim, one of both")
-        return record.state
+        return claims.stored_of(record, self._claimed)
+
+    def _claimed(self, uri: str) -> bytes:
+        if self.objects is None:
+            raise StateError("claim_missing", "no object storage is configured", hint="set KINTSUGI_OBJECTS")
+        return claims.get(self.objects, uri)
 
     def state(self, record: CheckpointCreated) -> dict[str, Any]:
         """The proven state, from the real bytes. StateError says why not."""

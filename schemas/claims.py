@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from .canonical import STATE_SIZE_BYTES_MAX
 from .errors import StateError
 from .objects import Objects, ObjectStoreError, ObjectTooLargeError
+from .records.events import CheckpointCreated
 
 FOLDER = "claims"
 #: Sealing adds some 50 bytes to what may be a state of full size.
@@ -66,6 +68,20 @@ def get(objects: Objects, uri: str, *, size_bytes_max: int = CLAIM_SIZE_BYTES_MA
     if hashlib.sha256(stored).hexdigest() != _digest_of(uri):
         raise StateError("claim", f"object {path} is damaged: its {len(stored)} bytes are not those that its name says")
     return stored
+
+
+def stored_of(record: CheckpointCreated, fetch: Callable[[str], bytes]) -> bytes:
+    """A checkpoint's stored bytes: the record's own, else what `fetch` gives for the name it holds.
+
+    StateError "structure" for a record that holds both or neither; else whatever `fetch` raises.
+    """
+    if record.claim_uri is None:
+        if record.state is None:
+            raise StateError("structure", "it holds neither a state nor a claim, and must hold one of both")
+        return record.state
+    if record.state is not None:
+        raise StateError("structure", "it holds both a state and a claim, and must hold one of both")
+    return fetch(record.claim_uri)
 
 
 def _digest_of(uri: str) -> str:

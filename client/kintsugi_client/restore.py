@@ -103,25 +103,19 @@ class Restorer:
         where = f"the checkpoint at {partition}@{offset}"
         record = _named(self._history.fetch(partition, offset), command, where)
         try:
-            document = self._prover.prove(record, self._stored(record))
+            document = self._prover.prove(record, claims.stored_of(record, self._claimed))
         except StateError as error:
             raise _refused(where, error) from error
         return _standing(record, document, where, kind)
 
-    def _stored(self, record: CheckpointCreated) -> bytes:
-        if record.claim_uri is None:
-            if record.state is None:
-                raise StateError("structure", "it holds neither a state nor a claim")
-            return record.state
-        if record.state is not None:
-            raise StateError("structure", "it holds both a state and a claim")
-        if self._objects is None:
+    def _claimed(self, uri: str) -> bytes:
+        objects = self._objects
+        if objects is None:
             raise StateError(
                 "claim_missing",
                 "its state lies in object storage, and none is configured",
                 hint="set KINTSUGI_OBJECTS",
             )
-        objects, uri = self._objects, record.claim_uri
         return self._bounded.call("object storage", lambda: claims.get(objects, uri), STORE_TIMEOUT_S)
 
     def _key(self, workflow_id: str, number: int) -> DataKey:

@@ -216,16 +216,14 @@ class Scrubber:
 
     def _stored(self, record: CheckpointCreated) -> bytes:
         """The stored bytes, from where they lie."""
-        if record.claim_uri is None:
-            if record.state is None:
-                raise StateError("structure", "it holds neither a state nor a claim")
-            telemetry.SCRUB_BYTES.inc(len(record.state))
-            return record.state
-        if self._objects is None:
-            raise StateError("no_keys", "the state lies in object storage, and none is configured")
-        stored = claims.get(self._objects, record.claim_uri)
+        stored = claims.stored_of(record, self._claimed)
         telemetry.SCRUB_BYTES.inc(len(stored))
         return stored
+
+    def _claimed(self, uri: str) -> bytes:
+        if self._objects is None:
+            raise StateError("no_keys", "the state lies in object storage, and none is configured")
+        return claims.get(self._objects, uri)
 
     def _tell(self, finding: Finding) -> bool:
         """Write the facts of a rejection, if they were not written before."""
