@@ -18,11 +18,9 @@ from schemas.canonical import decompress, verify_stored
 from schemas.errors import StateError
 from schemas.records.events import CheckpointCreated, StatePersisted, StateRestored
 from schemas.redaction import NOTHING, REDACTED, Redaction
-from schemas.sealing import key_number_of
+from schemas.sealing import key_number_of, unproven_payload_of
 
 _TEXT_IN_MARKER_MAX = 2000
-#: A MAC stands before the bytes it proves: header (8 bytes) and MAC (32).
-_MAC_END = 40
 
 StateRecord = CheckpointCreated | StatePersisted | StateRestored
 
@@ -103,8 +101,7 @@ def _shown(
         if proven and protection == "none" and not redaction:
             return decompress(state, codec=codec, size_bytes=size_bytes).decode(), False
         if protection == "hmac-sha256":
-            key_number_of(state)
-            state = state[_MAC_END:]
+            state = unproven_payload_of(state)
         elif protection != "none":
             return _marker(f"protection {protection!r:.40} is not known"), False
         data = verify_stored(state, codec=codec, size_bytes=size_bytes, digest=digest)

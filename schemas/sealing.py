@@ -150,6 +150,14 @@ def key_number_of(sealed: bytes) -> int:
     return _read_header(sealed)[1]
 
 
+def unproven_payload_of(sealed: bytes) -> bytes:
+    """What `hmac-sha256` authenticates, for readers without the key. Nothing is proven. StateError "decryption"."""
+    algorithm, _ = _read_header(sealed)
+    if algorithm != _HMAC:
+        raise StateError("decryption", "what these bytes hold is encrypted")
+    return sealed[_HEADER.size + _MAC_BYTES :]
+
+
 def _read_header(sealed: bytes) -> tuple[int, int]:
     try:
         magic, version, algorithm, number = _HEADER.unpack_from(sealed)

@@ -18,18 +18,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from schemas import claims
-from schemas.admission import admit
 from schemas.codec import Codec
-from schemas.errors import PoisonError, RetriableError
-from schemas.log_record import LogRecord
+from schemas.errors import RetriableError
 from schemas.objects import ObjectInfo, Objects
-from schemas.records.events import CheckpointCreated
 
 from .. import telemetry
 from ..crash import crash_point
 from .lag import TablesLagError, lag_s
 from .mark import StoreMark
-from .places import Places
+from .places import Places, checkpoint_of
 from .tables import Tables
 
 #: An object that is written anew within `claims.CLAIM_RENEWED_AFTER` keeps its old time, so that long is no grace.
@@ -167,17 +164,8 @@ class Orphans:
 
     def _set_aside(self) -> set[str]:
         """Objects named by records that the tables did not take: they have no row, and yet the engine knows them."""
-        named: set[str] = set()
-        for _, lies in self._places.read(sorted(self._tables.refused())):
-            if not isinstance(lies, LogRecord):
-                continue
-            try:
-                record = admit(self._codec, lies.key, lies.value)
-            except PoisonError:
-                continue
-            if isinstance(record, CheckpointCreated) and record.claim_uri is not None:
-                named.add(record.claim_uri)
-        return named
+        found = (checkpoint_of(self._codec, lies) for _, lies in self._places.read(sorted(self._tables.refused())))
+        return {record.claim_uri for record in found if record is not None and record.claim_uri is not None}
 
 
 class _Rows:

@@ -17,10 +17,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from consumers.kafka import Reporter, describe
 from consumers.log_reader import LOOKUP_TIMEOUT_S, SILENCE_S_MAX, record_of
+from schemas.admission import admit
 from schemas.archive import Archive
 from schemas.archive_format import ArchiveDamagedError, Gap
-from schemas.errors import FatalError, RetriableError
+from schemas.codec import Codec
+from schemas.errors import FatalError, PoisonError, RetriableError
 from schemas.log_record import LogRecord
+from schemas.records.events import CheckpointCreated
 
 #: Reading so many records costs as much as a jump does, some 5 ms.
 NEAR_RECORDS = 500
@@ -242,3 +245,14 @@ class Places:
         return RetriableError(
             f"Kafka at {self._servers} does not answer: {describe(error.args[0])}", hint="run: kintsugi status"
         )
+
+
+def checkpoint_of(codec: Codec, lies: LogRecord | Problem) -> CheckpointCreated | None:
+    """The checkpoint that lies at a place; None for nothing, for what nobody can read, and for another record."""
+    if isinstance(lies, Problem):
+        return None
+    try:
+        record = admit(codec, lies.key, lies.value)
+    except PoisonError:
+        return None
+    return record if isinstance(record, CheckpointCreated) else None

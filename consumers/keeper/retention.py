@@ -11,19 +11,17 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.policy.model import Retention as Limits
-from schemas.admission import EXPIRED_MAX, admit
+from schemas.admission import EXPIRED_MAX
 from schemas.archive import Archive
 from schemas.archive_format import ArchiveDamagedError
 from schemas.codec import Codec
-from schemas.errors import PoisonError
-from schemas.log_record import LogRecord
 from schemas.records.events import CheckpointCreated
 
 from .. import telemetry
 from .desk import Desk
 from .facts import expired
 from .lag import caught_up
-from .places import Places, Problem
+from .places import Places, checkpoint_of
 from .tables import History, Kept, Tables
 
 #: Workflows looked at in one step.
@@ -144,7 +142,7 @@ class Retention:
         ids = {checkpoint.place: checkpoint.checkpoint_id for checkpoint, _ in batch}
         groups: dict[tuple[int, str, str], list[CheckpointCreated]] = defaultdict(list)
         for place, lies in self._places.read(sorted(reasons)):
-            record = self._decode(lies)
+            record = checkpoint_of(self._codec, lies)
             if record is None or record.checkpoint_id != ids[place]:
                 seen.held += 1  # it is not archived as what its row says: it stays
                 continue
@@ -155,15 +153,6 @@ class Retention:
         self._desk.flush()
         for (_, _, reason), records in groups.items():
             telemetry.CHECKPOINTS_EXPIRED.labels(reason.split(":")[0]).inc(len(records))
-
-    def _decode(self, lies: LogRecord | Problem) -> CheckpointCreated | None:
-        if isinstance(lies, Problem):
-            return None
-        try:
-            record = admit(self._codec, lies.key, lies.value)
-        except PoisonError:
-            return None
-        return record if isinstance(record, CheckpointCreated) else None
 
     def _archive_ends(self) -> dict[int, int]:
         """Where the archive of each partition ends. A damaged end covers nothing until somebody has looked at it."""
