@@ -13,7 +13,7 @@ from typing import Any
 from engine.events import Delivered
 from engine.policy import default_policy
 from engine.testing import Service, World
-from schemas.canonical import canonical_bytes, chain_digest_of, compress, digest_of
+from schemas.canonical import canonical_bytes, compress, digest_of
 from schemas.records.events import ResourceUsageReported, StepProgressed, StepSpec, WorkflowCompleted
 
 STEPS = (
@@ -78,21 +78,12 @@ def history(workflows: int, *, seed: int = 1) -> list[Delivered]:
 def _life(service: Service, draw: random.Random) -> Iterator[None]:
     failing = draw.choice(STEPS).step_id if draw.random() < FAILING_SHARE else ""
     data = document(STATE_SIZE_BYTES, draw)
-    chain: list[str] = []
 
     def saved(workflow_id: str, step_id: str) -> dict[str, object]:
         state = {"workflow_id": workflow_id, "step_id": step_id, "status": "running", "data": data}
         kept = canonical_bytes(state)
         codec, stored = compress(kept, codec="gzip", min_size_bytes=_COMPRESS_FROM_BYTES)
-        digest = digest_of(kept)
-        chain.append(chain_digest_of(chain[-1] if chain else None, digest))
-        return {
-            "codec": codec,
-            "size_bytes": len(kept),
-            "digest": digest,
-            "chain_digest": chain[-1],
-            "state": stored,
-        }
+        return {"codec": codec, "size_bytes": len(kept), "digest": digest_of(kept), "state": stored}
 
     for spec in STEPS:
         step_id = spec.step_id

@@ -114,11 +114,11 @@ class Recovery:
     def handle(self, partition: int, messages: Sequence[Message]) -> None:
         """Fold the records, and hand what follows from each to the producer before folding the next."""
         memory = self._memories[partition]
-        records = [self._read(memory, message) for message in messages] if self._inspection.has_keys else None
-        if records is not None:
+        records: Iterable[Record | None] = (self._read(memory, message) for message in messages)
+        if self._inspection.has_keys:
+            records = list(records)
             self._inspection.prefetch(record for record in records if record is not None)
-        for number, message in enumerate(messages):
-            record = self._read(memory, message) if records is None else records[number]
+        for message, record in zip(messages, records, strict=True):
             if record is not None:
                 self._fold(memory, message, record)
         memory.next_offset = (messages[-1].offset() or 0) + 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from schemas.records import Command, Record
+from schemas.records import COMMAND_TYPES, Command, Record
 from schemas.records.events import (
     CheckpointCreated,
     CheckpointRejected,
@@ -119,9 +119,8 @@ class LogCheck:
         return state is not None and (state.partition in self._whole or state.started_offset >= 0)
 
     def _effects(self, now_us: int) -> Iterator[Finding]:
-        commands = {kind.__name__ for kind in Command.__subclasses__()}
         for event_id, (workflow_id, name, cause_us) in self._asked.items():
-            if name in commands and cause_us < self._commands_from_us:
+            if name in COMMAND_TYPES and cause_us < self._commands_from_us:
                 continue
             if event_id not in self._made and now_us - cause_us > GRACE_US:
                 yield Finding(
