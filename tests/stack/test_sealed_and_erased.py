@@ -6,19 +6,28 @@ import json
 import os
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from kintsugi_client import Client, StepContext
 
+from engine.policy import load_policy
+from engine.testing import saved
 from ops.stack import Addresses
+from ops.verify import verify
+from schemas.canonical import chain_digest_of
+from schemas.records.events import CheckpointCreated, CheckpointRejected, StepSpec, WorkflowCompleted, WorkflowStarted
 from schemas.topics import AUDIT, COMMANDS, EVENTS
 
-from .kit import Role, wait_for
+from .kit import Role, Topics, build, wait_for
 from .stacks import own_stack
 
 #: Neither compression nor base64 of it is looked for: what is not sealed shows it in the JSON of tables, in messages,
@@ -178,6 +187,75 @@ def test_a_workflow_lies_nowhere_in_clear_and_an_erased_one_can_be_read_by_nobod
         assert agreed.returncode == 0, f"{changed}: {agreed.stdout}{agreed.stderr}"
     audited = [json.loads(line) for line in _lines(in_log(at)) if "workflows.reveal" in line or "keys.erase" in line]
     assert {(a["actor"], a["outcome"]) for a in audited} == {("ann", "begun"), ("ann", "done")}
+
+
+UNPROVEN = "workflow_error_handling: {error_detection: {state_corruption: {checksum_verification: false}}}"
+
+
+@pytest.mark.parametrize(
+    ("keyed", "policy", "fields", "reasons"),
+    [
+        (True, "workflow_error_handling: {}", {}, ["unsealed"]),
+        (False, UNPROVEN, {"size_bytes": 1}, []),  # it does not verify, and nobody looked
+    ],
+    ids=["nobody sealed it", "nobody looked"],
+)
+def test_what_was_judged_with_keys_or_by_a_policy_is_judged_so_again(
+    at: Addresses,
+    environment: dict[str, str],
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keyed: bool,
+    policy: str,
+    fields: dict[str, object],
+    reasons: list[str],
+) -> None:
+    assert cli("keys", "init", str(tmp_path / "keys.json")).returncode == 0
+    environment["KINTSUGI_KEYS"] = environment["KINTSUGI_KEYS"] if keyed else ""
+    for name in ("KINTSUGI_KEYS", "KINTSUGI_OBJECTS"):
+        monkeypatch.setenv(name, environment[name])
+    (tmp_path / "policy.yaml").write_text(policy)
+    with ExitStack() as stack:
+        topics = Topics(at)
+        stack.callback(topics.registry.close)
+        roles = [
+            Role("recovery", environment, tmp_path / "recovery.log", "--policy", str(tmp_path / "policy.yaml")),
+            Role("projector", environment, tmp_path / "projector.log"),
+        ]
+        for role in roles:
+            stack.callback(role.kill)
+            role.wait_log("partitions assigned")
+        workflow_id = str(uuid.uuid4())
+        state = saved(workflow_id, "build")
+        checkpoint = build(
+            CheckpointCreated,
+            workflow_id,
+            checkpoint_id=str(uuid.uuid4()),
+            step_id="build",
+            checkpoint_type="manual",
+            sequence=1,
+            state_version="1",
+            status="running",
+            chain_digest=chain_digest_of(None, str(state["digest"])),
+            **{**state, **fields},
+        )
+        started = build(WorkflowStarted, workflow_id, workflow_version="1", steps=(StepSpec(step_id="build"),))
+        topics.put(started, checkpoint, build(WorkflowCompleted, workflow_id))
+        wait_for("both at the end", lambda: all(ended(at, workflow_id, role) for role in roles))
+        assert [r.reason for r in topics.events(CheckpointRejected, {workflow_id})] == reasons
+    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 60 * 10**9)  # what is missing then will not come any more
+    monkeypatch.setattr("ops.verify.time", later)
+    report = verify(replace(at, objects=environment["KINTSUGI_OBJECTS"]), load_policy(policy, "test"), lambda *_: None)
+    assert [f for f in report.findings if f.workflow_id == workflow_id] == []
+    assert report.drifts == []
+
+
+def ended(at: Addresses, workflow_id: str, role: Role) -> bool:
+    """Whether a role has read all there is, and the tables know the workflow's end."""
+    with psycopg.connect(at.postgres) as connection:
+        row = connection.execute("SELECT status FROM kintsugi.workflows WHERE id = %s", [workflow_id]).fetchone()
+    return row == ("completed",) and role.metric("kintsugi_consumer_lag_records") == 0
 
 
 def _lines(data: bytes) -> list[str]:
