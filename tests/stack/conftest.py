@@ -19,10 +19,16 @@ from .kit import Role, Topics, stand_at_end
 
 
 @pytest.fixture
-def own(addresses: Addresses) -> Iterator[Addresses]:
+def own(addresses: Addresses, database: str) -> Addresses:
     """The stack, with a database of this test's own."""
+    return replace(addresses, postgres=database)
+
+
+@pytest.fixture
+def database(addresses: Addresses) -> Iterator[str]:
+    """A migrated database of this test's own, by its URL."""
     with own_database(addresses.postgres) as url:
-        yield replace(addresses, postgres=url)
+        yield url
 
 
 @pytest.fixture

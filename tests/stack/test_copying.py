@@ -24,16 +24,8 @@ from schemas.canonical import canonical_bytes, chain_digest_of, digest_of
 from schemas.dead_letters import STAGE_APPLY
 from schemas.records.events import CheckpointCreated, StateRestored, StepSpec
 
-from .database import own_database
-
 #: Texts that mean something to COPY, to JSON or to nobody.
 TEXTS = ("\\N", "\\", "\\.", "a\tb", "c\nd", "e\rf", "\\t", '"quoted"', "", "é漢😀", "\\x41", "g\\\\h", "\x7f")
-
-
-@pytest.fixture
-def database(addresses: Addresses) -> Iterator[str]:
-    with own_database(addresses.postgres) as url:
-        yield url
 
 
 @pytest.fixture

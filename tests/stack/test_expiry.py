@@ -16,7 +16,6 @@ from engine.events import Delivered
 from engine.inspection import deliver
 from engine.policy import default_policy
 from engine.testing import Service, World
-from ops.stack import Addresses
 from projections.catalog import TABLES
 from projections.copying import COPY_ROWS_MIN, parts
 from projections.reader import snapshot
@@ -35,17 +34,10 @@ from schemas.records.events import (
 )
 
 from ..unit.engine.test_ladders import saved
-from .database import own_database
 
 #: So few ids that the same ones expire, come again and are referred to all the time.
 CHECKPOINTS, WORKFLOWS = 3, 2
 OWNERS = [derive_id("expiry", "workflow", number) for number in range(WORKFLOWS)]
-
-
-@pytest.fixture
-def database(addresses: Addresses) -> Iterator[str]:
-    with own_database(addresses.postgres) as url:
-        yield url
 
 
 @pytest.fixture

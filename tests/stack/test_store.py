@@ -37,12 +37,6 @@ from .database import own_database
 
 
 @pytest.fixture
-def database(addresses: Addresses) -> Iterator[str]:
-    with own_database(addresses.postgres) as url:
-        yield url
-
-
-@pytest.fixture
 def store(database: str) -> Iterator[Store]:
     made = Store(database)
     yield made
