@@ -38,9 +38,21 @@ _WIDTHS = {
     "chain_digest": 64,
     "fingerprint": 64,
     "protection": 20,
+    "resource_id": 255,
+    "lease_id": 255,
+    "breaker": 600,
+    "key": 600,
+    "dependency": 255,
+    "ladder": 255,
+    "stage": 100,
+    "channel": 50,
+    "kind": 50,
+    "owner": 255,
+    "policy_text": 1024 * 1024,
 }
 UUIDS = ("event_id", "checkpoint_id", "error_id", "root_error_id", "attempt_id", "command_id", "intervention_id",
-          "session_id", "step_run_id", "request_id")  # fmt: skip
+          "session_id", "step_run_id", "request_id", "incident_id", "notification_id", "plan_id", "wait_id",
+          "awaited_id")  # fmt: skip
 STEPS_MAX = 10_000
 #: A JSON Schema goes with every start of a workflow: one of more than a few pages belongs into code.
 STATE_SCHEMA_CHARS_MAX = 64 * 1024

@@ -55,7 +55,7 @@ def load(text: str, *, topic: str = topics.EVENTS) -> Schema:
 @cache
 def shipped() -> dict[str, Schema]:
     """Every schema that ships, by record name."""
-    folders = (("events", topics.EVENTS), ("commands", topics.COMMANDS))
+    folders = (("events", topics.EVENTS), ("commands", topics.COMMANDS), ("coordination", topics.COORDINATION))
     found = [
         load(path.read_text(encoding="utf-8"), topic=topic)
         for folder, topic in folders

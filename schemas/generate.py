@@ -1,4 +1,4 @@
-"""Writes `records/events.py` and `records/commands.py` from the .avsc files: `python -m schemas.generate`.
+"""Writes `records/events.py`, `commands.py` and `coordination.py` from the .avsc files: `python -m schemas.generate`.
 
 A test fails when the files on disk differ from what this writes.
 """
@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
+_IMPORTS = {
+    "events": "from .base import Part, Record",
+    "commands": "from .base import Command",
+    "coordination": "from .base import Record",
+}
 _TYPES = {
     "string": "str",
     "long": "int",
@@ -68,7 +73,7 @@ def render(folder: str) -> str:
         "",
         "from dataclasses import dataclass",
         "",
-        "from .base import Command" if folder == "commands" else "from .base import Part, Record",
+        _IMPORTS[folder],
         "",
         "",
     ]
@@ -80,8 +85,8 @@ def render(folder: str) -> str:
 
 
 def main() -> None:
-    """Rewrite both generated modules."""
-    for folder in ("events", "commands"):
+    """Rewrite the generated modules."""
+    for folder in ("events", "commands", "coordination"):
         (_HERE / "records" / f"{folder}.py").write_text(render(folder), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import commands as _commands
+from . import coordination as _coordination
 from . import events as _events
 from .base import Command, Part, Record
 
@@ -16,6 +17,11 @@ COMMAND_TYPES: dict[str, type[Command]] = {
     for name, value in vars(_commands).items()
     if isinstance(value, type) and issubclass(value, Command) and value is not Command
 }
-RECORD_TYPES: dict[str, type[Record]] = {**EVENT_TYPES, **COMMAND_TYPES}
+COORDINATION_TYPES: dict[str, type[Record]] = {
+    name: value
+    for name, value in vars(_coordination).items()
+    if isinstance(value, type) and issubclass(value, Record) and value is not Record
+}
+RECORD_TYPES: dict[str, type[Record]] = {**EVENT_TYPES, **COMMAND_TYPES, **COORDINATION_TYPES}
 
-__all__ = ["COMMAND_TYPES", "EVENT_TYPES", "RECORD_TYPES", "Command", "Part", "Record"]
+__all__ = ["COMMAND_TYPES", "COORDINATION_TYPES", "EVENT_TYPES", "RECORD_TYPES", "Command", "Part", "Record"]

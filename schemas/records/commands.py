@@ -8,6 +8,28 @@ from .base import Command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelStep(Command):
+    """Stop a running step whose branch is given up."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    command_id: str
+    error_id: str | None = None
+    attempt_number: int = 0
+    expires_at: int
+    reason: str
+    actor: str
+    step_id: str
+    step_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelWorkflow(Command):
     """Stop for good."""
 
@@ -143,6 +165,8 @@ class ResumeFromCheckpoint(Command):
     checkpoint_digest: str | None = None
     started_partition: int | None = None
     started_offset: int | None = None
+    edit: str | None = None
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +218,9 @@ class RetryStep(Command):
     checkpoint_digest: str | None = None
     started_partition: int | None = None
     started_offset: int | None = None
+    edit: str | None = None
+    approved: bool = False
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,3 +303,35 @@ class ScaleResources(Command):
     step_id: str | None = None
     resource: str
     factor: float
+    via: str = "service"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipStep(Command):
+    """Leave a step out, with the result a human supplies."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    command_id: str
+    error_id: str | None = None
+    attempt_number: int = 0
+    expires_at: int
+    reason: str
+    actor: str
+    epoch: int = 0
+    last_sequence: int = 0
+    step_id: str
+    result: str | None = None
+    checkpoint_id: str | None = None
+    checkpoint_partition: int | None = None
+    checkpoint_offset: int | None = None
+    checkpoint_digest: str | None = None
+    started_partition: int | None = None
+    started_offset: int | None = None
+    sealed: bytes | None = None

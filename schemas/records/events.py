@@ -8,6 +8,25 @@ from .base import Part, Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChanged(Record):
+    """A breaker opened or closed, told to this partition."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    breaker: str
+    kind: str
+    state: str
+    sequence: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCreated(Record):
     """State of a workflow, saved by its service."""
 
@@ -95,6 +114,7 @@ class CommandAcknowledged(Record):
     duplicate: bool = False
     reason: str | None = None
     sealed: bytes | None = None
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +153,43 @@ class DebugSessionStarted(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DependantsHeld(Record):
+    """Steps that depend on a failed one wait for its repair."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    step_id: str
+    dependants: tuple[str, ...]
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DependantsReleased(Record):
+    """Steps that were held wait no longer."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    step_id: str
+    dependants: tuple[str, ...]
+    outcome: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorClassified(Record):
     """What kind of error it is."""
 
@@ -155,6 +212,76 @@ class ErrorClassified(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentChanged(Record):
+    """An incident, as it stands now. Its id is the record's workflow_id."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    incident_id: str
+    revision: int
+    key: str
+    kind: str
+    state: str
+    page: bool = False
+    severity: str
+    title: str
+    fingerprint: str | None = None
+    dependency: str | None = None
+    error_type: str
+    first_seen_at: int
+    last_seen_at: int
+    error_count: int
+    affected_count: int
+    interventions: int = 0
+    samples: tuple[str, ...]
+    channels: tuple[str, ...]
+    owner: str | None = None
+    note: str | None = None
+    actor: str | None = None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterventionClaimed(Record):
+    """Somebody looks after an intervention."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    intervention_id: str
+    actor: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterventionPointReached(Record):
+    """The workflow stands before a step that a human must let it pass."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str
+    reason: str | None = None
+    sealed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InterventionRequested(Record):
     """A human is asked."""
 
@@ -173,6 +300,9 @@ class InterventionRequested(Record):
     reason: str
     deadline_ms: int
     channels: tuple[str, ...]
+    fingerprint: str | None = None
+    dependency: str | None = None
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +321,51 @@ class InterventionResolved(Record):
     error_id: str | None = None
     step_id: str
     decision: str
+    reason: str
+    actor: str
+    edit: str | None = None
+    result: str | None = None
+    parameters: str | None = None
+    sealed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationDelivered(Record):
+    """People were told, or could not be."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    notification_id: str
+    incident_id: str
+    channel: str
+    kind: str
+    outcome: str
+    tries: int
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChanged(Record):
+    """From here on this policy is in force in this partition."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    name: str
+    policy_version: str
+    policy_text: str
+    sequence: int
     reason: str
     actor: str
 
@@ -248,6 +423,68 @@ class RecoveryDecided(Record):
     rule: str
     evidence: str
     alternatives: str
+    stage: str = ""
+    parameters: str | None = None
+    cost: float = 0.0
+    ladder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryRequested(Record):
+    """An operator asked for one repair of an open error."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    request_id: str
+    error_id: str
+    strategy: str
+    parameters: str | None = None
+    plan_id: str | None = None
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairHeld(Record):
+    """A command that was due is not sent: a breaker is open."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    attempt_id: str
+    breaker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairReleased(Record):
+    """A held command may be sent."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    error_id: str
+    attempt_id: str | None = None
+    breaker: str
+    wave: int
+    canary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +502,26 @@ class ResourceGranted(Record):
     resource_id: str
     lease_id: str
     amount: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLimitNear(Record):
+    """Use of a resource nears its limit: a warning, not an error."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    step_id: str | None = None
+    resource: str
+    value: float
+    limit: float
+    crosses_in_ms: int
+    rule: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +557,8 @@ class ResourceRequested(Record):
     resource_id: str
     lease_id: str
     amount: int = 1
+    priority: int = 0
+    wait_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -485,6 +744,7 @@ class StepSkipped(Record):
     producer: str
     step_id: str
     reason: str
+    command_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -523,6 +783,38 @@ class TimerFired(Record):
     subject_id: str
     step_id: str
     due_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitBegan(Record):
+    """A step waits for another workflow."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    wait_id: str
+    step_id: str
+    awaited_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitEnded(Record):
+    """A step waits no longer for another workflow."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    wait_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -583,6 +875,7 @@ class WorkflowErrorOccurred(Record):
     reason: str | None = None
     fingerprint: str | None = None
     sealed: bytes | None = None
+    dependency: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -666,6 +959,7 @@ class StepSpec(Part):
     reconcilable: bool = False
     intervention_point: bool = False
     resources: tuple[str, ...] = ()
+    polls: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
