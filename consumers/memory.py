@@ -6,6 +6,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from engine.inforce import InForce
 from engine.policy import Policy
 from engine.state import WorkflowState
 from engine.timers import next_due_us
@@ -39,7 +40,7 @@ class Memory:
         self.traces: dict[str, str] = {}
         self.ended: OrderedDict[str, None] = OrderedDict()
         self.folded = 0
-        self._policy = policy
+        self.in_force = InForce(policy)
         self._timers: list[tuple[int, str]] = []
         self._armed: dict[str, int] = {}
         self._lingering: OrderedDict[str, int] = OrderedDict()
@@ -69,7 +70,7 @@ class Memory:
             self._armed.pop(workflow_id, None)
             self._lingering.setdefault(workflow_id, state.ended_at_us)
         else:
-            self._arm(workflow_id, next_due_us(state, self._policy))
+            self._arm(workflow_id, next_due_us(state, self.in_force.policy))
         if state.cases and any(case.intervention_id is not None for case in state.cases.values()):
             self.waiting_for_human.add(workflow_id)
         elif self.waiting_for_human:

@@ -15,7 +15,7 @@ from functools import cache
 from confluent_kafka import Message
 
 from engine.decide import decide
-from engine.effects import Append, Effect
+from engine.effects import Append, Coordinate, Effect
 from engine.events import Delivered
 from engine.fold import evolve
 from engine.policy import Policy
@@ -27,7 +27,7 @@ from schemas.errors import AdmissionError, KintsugiError, PoisonError
 from schemas.headers import headers_for, trace_of
 from schemas.records import Command, Record
 from schemas.records.events import CheckpointRejected, RecoveryAttemptFinished, TimerFired, WorkflowErrorOccurred
-from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
+from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS
 
 from . import telemetry
 from .crash import crash_point
@@ -217,11 +217,14 @@ class Recovery:
         timestamp_us = message.timestamp()[1] * 1000
         memory.log_us = max(memory.log_us, timestamp_us)
         event = self._inspection.inspector.deliver(record, memory.partition, offset, timestamp_us)
+        if memory.in_force.take(event):
+            _processed(ROLE, "control").inc()
+            return
         if self._dumping is not None and self._dumping[0] is memory:
             self._dumping[1].spare(record.workflow_id)
         try:
             state = evolve(memory.get(record.workflow_id, record.workflow_type), event)
-            effects = decide(state, event, self._policy)
+            effects = decide(state, event, memory.in_force.policy, memory.in_force.breakers)
         except Exception as error:  # a defect of ours on one record must not stop the partition's other workflows
             self._log.error("not applicable", partition=memory.partition, offset=offset, error=error)
             if live:
@@ -242,6 +245,9 @@ class Recovery:
         for effect in effects:
             if isinstance(effect, Append):
                 self._append(effect.record, partition, trace)
+                continue
+            if isinstance(effect, Coordinate):
+                self._tell_coordinator(effect.record, partition, trace)
                 continue
             command = effect.command
             _effects(type(command).__name__).inc()
@@ -271,9 +277,16 @@ class Recovery:
             partition=partition,
         )
 
+    def _tell_coordinator(self, record: Record, partition: int, trace: str | None) -> None:
+        _effects(type(record).__name__).inc()
+        headers = headers_for(record, parent=trace)
+        self._outbox.send(
+            COORDINATION, record.workflow_id.encode(), self._codec.encode(record), headers, cause=partition
+        )
+
     def _fire(self, memory: Memory, now_us: int) -> None:
         for state in memory.take_due(now_us, TIMERS_PER_TICK_MAX):
-            for fact in due(state, self._policy, now_us):
+            for fact in due(state, memory.in_force.policy, now_us):
                 if memory.first_fired(fact.event_id):
                     telemetry.TIMERS.labels(fact.kind).inc()
                     self._append(fact, memory.partition, memory.traces.get(state.workflow_id))

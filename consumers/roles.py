@@ -23,7 +23,7 @@ from schemas.errors import ConfigError, FatalError, RetriableError
 from schemas.keystore import open_keystore
 from schemas.objects import Objects
 from schemas.registry import Registry
-from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
+from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS
 
 from . import telemetry
 from .archiver import Archiver
@@ -65,7 +65,7 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     """The recovery role. ConfigError, FatalError or RetriableError when a dependency is not as it must be."""
     for warning in policy.warnings:
         telemetry.log().warning("policy", warning=warning)
-    cluster = _cluster(settings, (EVENTS, COMMANDS, DEAD_LETTERS))
+    cluster = _cluster(settings, (EVENTS, COMMANDS, COORDINATION, DEAD_LETTERS))
     codec = codec_of(settings, stack)
     clock = BrokerClock()
     with _named_settings():

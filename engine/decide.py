@@ -24,13 +24,16 @@ from .classify import classify, fingerprint
 from .commands import command_of, operator_command, restore_command
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
+from .inforce import NO_BREAKERS, Breakers
 from .ladder import attempt_id_of, choose
 from .policy.model import Policy
 from .state import Case, CheckpointRef, Transition, WorkflowState
 from .strategies import MANUAL
 
 
-def decide(state: WorkflowState, event: Delivered, policy: Policy) -> tuple[Effect, ...]:
+def decide(
+    state: WorkflowState, event: Delivered, policy: Policy, breakers: Breakers = NO_BREAKERS
+) -> tuple[Effect, ...]:
     """Effects of the event that `evolve` folded last. Folding it again gives none; deciding again gives the same."""
     if not state.transitions:
         return ()

@@ -27,7 +27,32 @@ class Send:
     command: Command
 
 
-Effect = Append | Send
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """Tell the coordinator: append to `workflow.coordination`."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class AppendTo:
+    """The coordinator's: append a fact to this partition of `workflow.events`; to that of its key when it is None."""
+
+    record: Record
+    partition: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """The coordinator's: append a fact to every partition of `workflow.events`."""
+
+    record: Record
+
+
+#: What follows from an event of a workflow.
+Effect = Append | Send | Coordinate
+#: What follows from a record of `workflow.coordination`.
+CoordinatorEffect = AppendTo | Broadcast
 
 R = TypeVar("R", bound=Record)
 

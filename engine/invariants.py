@@ -21,9 +21,10 @@ from schemas.records.events import (
 )
 
 from .decide import decide
-from .effects import PRODUCER, Append
+from .effects import PRODUCER, Append, Coordinate
 from .events import Delivered
 from .fold import evolve
+from .inforce import InForce
 from .policy import Policy
 from .state import WorkflowState
 from .timers import next_due_us
@@ -51,6 +52,7 @@ class LogCheck:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._in_force: dict[int, InForce] = {}
         self._states: dict[str, WorkflowState] = {}
         self._whole: set[int] = set()
         #: Id of each fact or command that the fold asks for: workflow, what it is, broker time of its cause.
@@ -85,14 +87,19 @@ class LogCheck:
         if record.producer == PRODUCER and type(record) is not TimerFired and not rests_on_its_bytes:
             self._made.setdefault(record.event_id, (record.workflow_id, type(record).__name__, event.timestamp_us))
         self._watch(event)
+        in_force = self._in_force.setdefault(event.partition, InForce(self._policy))
+        if in_force.take(event):
+            return
         workflow_id = record.workflow_id
         try:
             state = self._states[workflow_id] = evolve(self._states.get(workflow_id), event)
-            effects = decide(state, event, self._policy)
+            effects = decide(state, event, in_force.policy, in_force.breakers)
         except Exception as error:  # the recovery role sets such a record aside; here it is what was looked for
             self._add("not_applicable", workflow_id, record.event_id, f"{type(record).__name__}: {error}")
             return
         for effect in effects:
+            if isinstance(effect, Coordinate):
+                continue  # another topic, whose records expire
             wanted: Record = effect.record if isinstance(effect, Append) else effect.command
             self._asked.setdefault(wanted.event_id, (workflow_id, type(wanted).__name__, event.timestamp_us))
 
@@ -140,7 +147,8 @@ class LogCheck:
 
     def _overdue(self, now_us: int) -> Iterator[Finding]:
         for workflow_id, state in self._states.items():
-            due_us = next_due_us(state, self._policy)
+            in_force = self._in_force.get(state.partition)
+            due_us = next_due_us(state, self._policy if in_force is None else in_force.policy)
             if due_us is not None and now_us - due_us > GRACE_US:
                 yield Finding(
                     rule="overdue",

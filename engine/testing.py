@@ -20,9 +20,10 @@ from schemas.records.events import (
 )
 
 from .decide import decide
-from .effects import Append
+from .effects import Append, Coordinate
 from .events import Delivered
 from .fold import evolve
+from .inforce import InForce
 from .inspection import Inspector
 from .policy import Policy
 from .state import WorkflowState
@@ -46,14 +47,21 @@ class World:
     """One partition, one engine. What the engine appends is folded after what stands before it, as in the log."""
 
     def __init__(self, policy: Policy, inspector: Inspector | None = None) -> None:
-        self.policy = policy
+        self.in_force = InForce(policy)
         self.inspector = inspector or Inspector()
         self.now_us = START_US
         self.log: list[Delivered] = []
         self.commands: list[Command] = []
+        #: What the coordinator was told.
+        self.told: list[Record] = []
         self.states: dict[str, WorkflowState] = {}
         self._read = 0
         self._ids = 0
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force at the end of the log."""
+        return self.in_force.policy
 
     def new_id(self) -> str:
         """The next id; the same in every run."""
@@ -73,11 +81,15 @@ class World:
                 return
             event = self.log[self._read]
             self._read += 1
+            if self.in_force.take(event):
+                continue
             workflow_id = event.record.workflow_id
             state = self.states[workflow_id] = evolve(self.states.get(workflow_id), event)
-            for effect in decide(state, event, self.policy):
+            for effect in decide(state, event, self.policy, self.in_force.breakers):
                 if isinstance(effect, Append):
                     self.append(effect.record)
+                elif isinstance(effect, Coordinate):
+                    self.told.append(effect.record)
                 else:
                     self.commands.append(effect.command)
         raise AssertionError(f"the log did not settle within {SETTLE_RECORDS_MAX} records")

@@ -14,7 +14,7 @@ from engine.events import Delivered
 from schemas.redaction import NOTHING, Redaction
 
 #: Version of the tables; a column or table that came later than the first says since which. See `0002_states.sql`.
-TABLES_VERSION = 2
+TABLES_VERSION = 3
 
 #: Fold of one record type: the row before (None: none yet) and the event to the row after (None: still none).
 Fold = Callable[[Any, Delivered], Any]

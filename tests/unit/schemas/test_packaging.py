@@ -38,7 +38,7 @@ def test_wheel_has_the_schemas_and_no_fixtures(project: str, inside: str, tmp_pa
     with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
         names = set(wheel.namelist())
     for schema in shipped().values():
-        folder = "commands" if schema.topic == "workflow.commands" else "events"
+        folder = schema.topic.removeprefix("workflow.")
         assert f"{inside}/avsc/{folder}/{snake(schema.name)}.avsc" in names
     for path in RELEASED.glob("*/avsc/*.avsc"):
         assert f"{inside}/released/{path.relative_to(RELEASED).as_posix()}" in names
