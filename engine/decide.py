@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from schemas.ids import derive_id
 from schemas.records.events import (
     CheckpointCreated,
     CheckpointRejected,
     ErrorClassified,
-    InterventionRequested,
-    InterventionResolved,
-    RecoveryAttemptFinished,
     RecoveryDecided,
-    RestoreRequested,
     WorkflowErrorOccurred,
     WorkflowFailed,
 )
 
+from . import people
 from .classify import classify, fingerprint
-from .commands import command_of, operator_command, restore_command
+from .commands import command_of
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .inforce import NO_BREAKERS, Breakers
 from .ladder import attempt_id_of, choose
+from .outcome import finished
 from .policy.model import Policy
-from .state import Case, CheckpointRef, Transition, WorkflowState
+from .state import Case, Transition, WorkflowState
 from .strategies import MANUAL
 
 
@@ -62,7 +59,7 @@ def _unrooted(state: WorkflowState, event: Delivered, policy: Policy, t: Transit
 
 def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     assert t.case is not None
-    yield _finished(event, t)
+    yield finished(event, t)
     if isinstance(event.record, WorkflowErrorOccurred):
         yield _classified(event, t.case.error_id, "joined")
     yield from _next(state, event, policy, t.case)
@@ -70,13 +67,13 @@ def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition
 
 def _closed(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     if t.attempt is not None:
-        yield _finished(event, t)
+        yield finished(event, t)
 
 
 def _late(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     """A decision whose case closed while it was on its way: nothing is sent, the attempt ends as the case did."""
     succeeded = state.status not in ("failed", "cancelled")
-    yield _finished(
+    yield finished(
         event,
         t._replace(
             outcome="succeeded" if succeeded else "failed", detail="the error ended before the command was sent"
@@ -93,7 +90,7 @@ def _decided(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
         return
     if policy.intervention.enabled:
         trigger = json.loads(decision.evidence).get("trigger", "all_recovery_strategies_failed")
-        yield _request(event, policy, t.case, trigger, decision.rule)
+        yield people.request(event, policy, t.case, trigger, decision.rule)
     else:
         yield Append(fact(WorkflowFailed, event, "gave_up", reason=decision.rule, error_id=t.case.error_id))
 
@@ -155,83 +152,6 @@ def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transit
     )
 
 
-def _expired(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    assert t.case is not None and t.case.intervention_id is not None
-    yield Append(
-        fact(
-            InterventionResolved,
-            event,
-            "expired",
-            intervention_id=t.case.intervention_id,
-            error_id=t.case.error_id,
-            step_id=t.case.step_id,
-            decision="expired",
-            reason="nobody answered in time",
-            actor="engine",
-        )
-    )
-
-
-def _resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    record = event.record
-    assert isinstance(record, InterventionResolved) and t.case is not None
-    if record.decision == "expired":
-        if t.case.interventions <= policy.intervention.escalations_max:
-            yield _request(event, policy, t.case, "intervention_expired", "nobody answered in time")
-    elif record.decision == "cancel":
-        yield Send(operator_command("CancelWorkflow", state, event, policy, error_id=t.case.error_id))
-    elif record.decision in ("retry", "restart"):
-        if t.attempt is not None:
-            yield _finished(event, t)
-        restart = record.decision == "restart" or not t.case.step_id
-        found = state.checkpoints_before(t.case.opened_offset)
-        yield _operator_decision(
-            event,
-            policy,
-            t.case,
-            "complete_restart" if restart else "retry_step",
-            "RestartWorkflow" if restart else "RetryStep",
-            None if restart or not found else _place_of(state, found[-1]),
-            rule=f"operator {record.actor}: {record.decision}",
-            evidence={"intervention_id": record.intervention_id},
-        )
-
-
-def _restore(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    """An operator chose a checkpoint: what was being tried ends, and the restore is the case's next attempt."""
-    record = event.record
-    assert isinstance(record, RestoreRequested)
-    if t.case is None:
-        yield Send(restore_command(state, event, policy))
-        return
-    if t.attempt is not None:
-        yield _finished(event, t)
-    if t.intervention_id:
-        yield Append(
-            fact(
-                InterventionResolved,
-                event,
-                "answered",
-                intervention_id=t.intervention_id,
-                error_id=t.case.error_id,
-                step_id=t.case.step_id,
-                decision="restore",
-                reason=record.reason,
-                actor=record.actor,
-            )
-        )
-    yield _operator_decision(
-        event,
-        policy,
-        t.case,
-        "restart_from_checkpoint",
-        "ResumeFromCheckpoint",
-        _Place(record.checkpoint_id, record.checkpoint_partition, record.checkpoint_offset, record.checkpoint_digest),
-        rule=f"operator {record.actor}: restore",
-        evidence={"request_id": record.request_id, "reason": record.reason},
-    )
-
-
 _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], Iterator[Effect]]] = {
     "opened": _opened,
     "again": _again,
@@ -244,9 +164,9 @@ _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], It
     "send": _send,
     "overdue": _overdue,
     "rejected": _rejected,
-    "expired": _expired,
-    "resolved": _resolved,
-    "restore": _restore,
+    "expired": people.expired,
+    "resolved": people.resolved,
+    "restore": people.restore,
 }
 
 
@@ -313,98 +233,5 @@ def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) ->
             rule=choice.rule,
             evidence=json.dumps(evidence, sort_keys=True),
             alternatives=json.dumps([{"strategy": s, "reason": r} for s, r in choice.passed_over]),
-        )
-    )
-
-
-class _Place(NamedTuple):
-    """Where a checkpoint stands, and what its state must digest to."""
-
-    checkpoint_id: str
-    partition: int
-    offset: int
-    digest: str
-
-
-def _place_of(state: WorkflowState, ref: CheckpointRef) -> _Place:
-    return _Place(ref.checkpoint_id, state.partition, ref.offset, ref.digest)
-
-
-def _operator_decision(
-    event: Delivered,
-    policy: Policy,
-    case: Case,
-    strategy: str,
-    command_type: str,
-    place: _Place | None,
-    *,
-    rule: str,
-    evidence: dict[str, str],
-) -> Append:
-    """A human chose: the command goes out like any other, outside the ladder's budgets."""
-    number = case.attempts + 1
-    event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
-    return Append(
-        fact(
-            RecoveryDecided,
-            event,
-            f"decided|{case.error_id}",
-            number,
-            error_id=case.error_id,
-            attempt_id=attempt_id_of(case),
-            attempt_number=number,
-            error_type=case.error_type,
-            rung=len(policy.ladder(case.error_type).rungs),
-            strategy=strategy,
-            step_id=case.step_id,
-            command_type=command_type,
-            command_id=derive_id(event_id, "command"),
-            checkpoint_id=None if place is None else place.checkpoint_id,
-            checkpoint_partition=None if place is None else place.partition,
-            checkpoint_offset=None if place is None else place.offset,
-            checkpoint_digest=None if place is None else place.digest,
-            policy_version=policy.version,
-            rule=rule,
-            evidence=json.dumps(evidence),
-            alternatives="[]",
-        )
-    )
-
-
-def _finished(event: Delivered, t: Transition) -> Append:
-    assert t.attempt is not None
-    decision = t.attempt.decision
-    action = json.loads(decision.evidence).get("action", decision.strategy)
-    return Append(
-        fact(
-            RecoveryAttemptFinished,
-            event,
-            f"finished|{decision.attempt_id}",
-            error_id=decision.error_id,
-            attempt_id=decision.attempt_id,
-            attempt_number=decision.attempt_number,
-            strategy=decision.strategy,
-            outcome=t.outcome,
-            action_taken=str(action)[:255],
-            error_message=None if t.outcome == "succeeded" else t.detail or None,
-            duration_ms=max(0, event.timestamp_us - t.attempt.decided_at_us) // 1000,
-        )
-    )
-
-
-def _request(event: Delivered, policy: Policy, case: Case, trigger: str, reason: str) -> Append:
-    return Append(
-        fact(
-            InterventionRequested,
-            event,
-            f"intervention|{case.error_id}",
-            case.interventions + 1,
-            intervention_id=derive_id(case.error_id, "intervention", case.interventions + 1),
-            error_id=case.error_id,
-            step_id=case.step_id,
-            trigger=trigger,
-            reason=reason,
-            deadline_ms=policy.intervention.timeout_ms,
-            channels=policy.intervention.channels,
         )
     )

@@ -39,7 +39,7 @@ from schemas.records.events import (
 )
 from schemas.state_schema import compiled
 
-from . import chain
+from . import chain, people
 from . import fold_recovery as recovery
 from .events import Delivered
 from .graph import graph_of
@@ -291,8 +291,8 @@ _HANDLERS: dict[type, Callable[[WorkflowState, Any, Delivered], bool]] = {
     WorkflowErrorOccurred: recovery.error,
     RecoveryDecided: recovery.decided,
     CommandAcknowledged: recovery.acknowledged,
-    RestoreRequested: recovery.restore_requested,
-    InterventionRequested: recovery.intervention_requested,
-    InterventionResolved: recovery.intervention_resolved,
+    RestoreRequested: people.restore_requested,
+    InterventionRequested: people.intervention_requested,
+    InterventionResolved: people.intervention_resolved,
     TimerFired: recovery.timer_fired,
 }

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from schemas.records.events import (
     CommandAcknowledged,
-    InterventionRequested,
-    InterventionResolved,
     RecoveryDecided,
-    RestoreRequested,
     TimerFired,
     WorkflowErrorOccurred,
 )
@@ -240,54 +237,6 @@ def unpause(state: WorkflowState, now_us: int) -> None:
     for run in (state.runs or {}).values():
         run.started_at_us += pause_us
         run.heard_at_us += pause_us
-
-
-def intervention_requested(state: WorkflowState, record: InterventionRequested, event: Delivered) -> bool:
-    """The request read back: the case waits for a human, with a deadline."""
-    case = (state.cases or {}).get(record.error_id or "")
-    if case is not None and case.intervention_id is None and state.first_sight(record.event_id):
-        case.intervention_id = record.intervention_id
-        case.intervention_deadline_us = event.timestamp_us + record.deadline_ms * 1000
-        case.interventions += 1
-    return False
-
-
-def intervention_resolved(state: WorkflowState, record: InterventionResolved, event: Delivered) -> bool:
-    """The first answer counts. A deadline that passed is escalated, an operator's answer is carried out."""
-    case = (state.cases or {}).get(record.error_id or "")
-    if case is None or case.intervention_id != record.intervention_id:
-        return False
-    case.intervention_id = None
-    attempt = case.attempt
-    if record.decision in ("retry", "restart"):
-        case.attempt = None
-    state.transitions = (Transition("resolved", case, attempt, "succeeded", record.decision),)
-    return False
-
-
-def restore_requested(state: WorkflowState, record: RestoreRequested, event: Delivered) -> bool:
-    """An operator's restore answers the case that waits for a human, else the oldest; without one it stands alone."""
-    if not state.first_sight(record.event_id):
-        return False
-    cases = (state.cases or {}).values()
-    case = next((c for c in cases if c.intervention_id is not None), next(iter(cases), None))
-    if case is None:
-        state.epochs += 1
-        state.transitions = (Transition("restore"),)
-        return False
-    attempt, intervention_id = case.attempt, case.intervention_id
-    case.attempt = case.intervention_id = None
-    state.transitions = (
-        Transition(
-            "restore",
-            case,
-            attempt,
-            outcome="failed",
-            detail="an operator restored the workflow",
-            intervention_id=intervention_id or "",
-        ),
-    )
-    return False
 
 
 def timer_fired(state: WorkflowState, record: TimerFired, event: Delivered) -> bool:
