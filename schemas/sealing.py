@@ -53,6 +53,11 @@ SEALED_FIELDS = {
     "WorkflowCompleted": ("result",),
     "StepProgressed": ("message",),
     "CommandAcknowledged": ("detail",),
+    "InterventionPointReached": ("reason",),
+    "InterventionResolved": ("edit", "result"),
+    "RetryStep": ("edit",),
+    "ResumeFromCheckpoint": ("edit",),
+    "SkipStep": ("result",),
 }
 
 R = TypeVar("R", bound=Record)

@@ -69,6 +69,12 @@ class CompensateStep(Command):
     reason: str
     actor: str
     step_id: str
+    checkpoint_id: str | None = None
+    checkpoint_partition: int | None = None
+    checkpoint_offset: int | None = None
+    checkpoint_digest: str | None = None
+    started_partition: int | None = None
+    started_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +118,12 @@ class ReconcileStep(Command):
     actor: str
     step_id: str
     step_run_id: str | None = None
+    checkpoint_id: str | None = None
+    checkpoint_partition: int | None = None
+    checkpoint_offset: int | None = None
+    checkpoint_digest: str | None = None
+    started_partition: int | None = None
+    started_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
