@@ -39,6 +39,15 @@ class Classification:
 
 
 _RESOURCE_CODES = ("OUT_OF_MEMORY", "CPU_LIMIT_EXCEEDED", "API_RATE_LIMIT", "DISK_FULL", "CONNECTION_LIMIT")
+#: Which resource an error says ran out.
+_RESOURCES = {
+    "OUT_OF_MEMORY": "memory",
+    "MemoryError": "memory",
+    "CPU_LIMIT_EXCEEDED": "cpu",
+    "API_RATE_LIMIT": "api_calls",
+    "DISK_FULL": "disk",
+    "CONNECTION_LIMIT": "connections",
+}
 _BY_CODE: dict[str, Classification] = {
     **{c: Classification(RESOURCE_EXHAUSTION, "high", True, f"code {c}") for c in _RESOURCE_CODES},
     **{
@@ -58,6 +67,11 @@ _DEFAULT = Classification(UNKNOWN, "medium", True, "no rule matches")
 def classify(error: WorkflowErrorOccurred) -> Classification:
     """The story's classification, by error code; everything else is unknown, and never dropped."""
     return _BY_CODE.get(error.error_code, _DEFAULT)
+
+
+def resource_of(error_code: str) -> str | None:
+    """The resource that ran out; None when the code names none."""
+    return _RESOURCES.get(error_code)
 
 
 def fingerprint(error: WorkflowErrorOccurred) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from schemas.ids import derive_id
@@ -40,6 +41,8 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
     }
     if decision.command_type == "ResumeFromCheckpoint":
         offered["step_id"] = None  # go on after the checkpoint, wherever that is
+    if decision.parameters is not None:
+        offered |= json.loads(decision.parameters)
     fields = kind.__dataclass_fields__
     return fact(
         kind,

@@ -11,15 +11,18 @@ from schemas.records.events import (
     CheckpointRejected,
     ErrorClassified,
     RecoveryDecided,
+    RepairHeld,
     WorkflowErrorOccurred,
     WorkflowFailed,
 )
 
-from . import people
+from . import branches, people
 from .classify import classify, fingerprint
 from .commands import command_of
+from .coordinating import TOLD, coordinate, key_of
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
+from .fold_stages import BRANCHES
 from .inforce import NO_BREAKERS, Breakers
 from .ladder import attempt_id_of, choose
 from .outcome import finished
@@ -32,17 +35,52 @@ def decide(
     state: WorkflowState, event: Delivered, policy: Policy, breakers: Breakers = NO_BREAKERS
 ) -> tuple[Effect, ...]:
     """Effects of the event that `evolve` folded last. Folding it again gives none; deciding again gives the same."""
-    if not state.transitions:
+    told = type(event.record) in TOLD
+    if not state.transitions and not told:
         return ()
     effects: list[Effect] = []
     for transition in state.transitions:
-        effects.extend(_HANDLERS[transition.kind](state, event, policy, transition))
+        held = _hold(state, event, policy, breakers, transition) if transition.kind in _SENDING else None
+        if held is not None:
+            effects.append(held)
+        else:
+            effects.extend(_HANDLERS[transition.kind](state, event, policy, transition))
+    effects.extend(coordinate(state, event, policy))
     return tuple(effects)
+
+
+def _hold(state: WorkflowState, event: Delivered, policy: Policy, breakers: Breakers, t: Transition) -> Append | None:
+    """Why the command that is due may not go out now; None when it may."""
+    case, attempt = t.case, t.attempt
+    if case is None or attempt is None or attempt.status != "sent" or t.outcome == "released":
+        return None
+    decision = attempt.decision
+    if decision.command_type is None or decision.strategy == MANUAL or decision.ladder == people.LADDER:
+        return None
+    key = key_of(case.fingerprint, case.dependency)
+    if breakers and breakers.is_open(key):
+        held, reason = key, f"{key} is failing for others too"
+    elif policy.coordination.branches == branches.WAIT_FOR_ALL and branches.siblings(state, case.step_id):
+        held, reason = BRANCHES, "other branches of the workflow are still running"
+    else:
+        return None
+    return Append(
+        fact(
+            RepairHeld,
+            event,
+            f"held|{decision.attempt_id}",
+            error_id=case.error_id,
+            attempt_id=decision.attempt_id,
+            breaker=held,
+            reason=reason,
+        )
+    )
 
 
 def _opened(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     assert t.case is not None
     yield _classified(event, t.case.error_id, "opened")
+    yield from branches.opened(state, event, policy, t.case)
     yield from _next(state, event, policy, t.case)
 
 
@@ -65,9 +103,22 @@ def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition
     yield from _next(state, event, policy, t.case)
 
 
+def _staged(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """A command was answered and is over: the strategy goes on."""
+    assert t.case is not None
+    yield finished(event, t)
+    yield from _next(state, event, policy, t.case)
+
+
+def _held(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    return iter(())  # the coordinator is told
+
+
 def _closed(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.case is not None
     if t.attempt is not None:
         yield finished(event, t)
+    yield from branches.closed(state, event, policy, t.case, recovered=t.kind == "recovered")
 
 
 def _late(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
@@ -152,11 +203,15 @@ def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transit
     )
 
 
+#: Transitions at which a command goes out.
+_SENDING = frozenset({"decided", "send"})
 _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], Iterator[Effect]]] = {
     "opened": _opened,
     "again": _again,
     "unrooted": _unrooted,
     "ended": _ended,
+    "staged": _staged,
+    "held": _held,
     "recovered": _closed,
     "closed": _closed,
     "late": _late,
@@ -194,7 +249,7 @@ def _classified(event: Delivered, root_error_id: str, disposition: str, *, note:
 def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) -> Iterator[Effect]:
     """The next decision of a case that has no attempt."""
     choice = choose(state, case, policy, event.timestamp_us)
-    checkpoint = choice.plan.checkpoint
+    checkpoint, parameters = choice.plan.checkpoint, choice.plan.parameters
     number = case.attempts + 1
     event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
     evidence = {
@@ -220,7 +275,7 @@ def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) ->
             error_type=case.error_type,
             rung=choice.rung,
             strategy=choice.strategy,
-            step_id=case.step_id,
+            step_id=choice.plan.step_id or case.step_id,
             command_type=choice.plan.command_type,
             command_id=derive_id(event_id, "command") if choice.plan.command_type else None,
             execute_after_ms=choice.plan.execute_after_ms,
@@ -233,5 +288,9 @@ def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) ->
             rule=choice.rule,
             evidence=json.dumps(evidence, sort_keys=True),
             alternatives=json.dumps([{"strategy": s, "reason": r} for s, r in choice.passed_over]),
+            stage=choice.plan.stage,
+            parameters=None if parameters is None else json.dumps(dict(parameters), sort_keys=True),
+            cost=choice.cost,
+            ladder=choice.ladder,
         )
     )

@@ -16,9 +16,14 @@ from schemas.records.events import (
     CheckpointRejected,
     CheckpointsExpired,
     CommandAcknowledged,
+    DependantsHeld,
     InterventionRequested,
     InterventionResolved,
     RecoveryDecided,
+    RepairHeld,
+    RepairReleased,
+    ResourceReleased,
+    ResourceRequested,
     RestoreRequested,
     StateMigrated,
     StateRestored,
@@ -28,6 +33,8 @@ from schemas.records.events import (
     StepSkipped,
     StepStarted,
     TimerFired,
+    WaitBegan,
+    WaitEnded,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowErrorOccurred,
@@ -41,8 +48,9 @@ from schemas.state_schema import compiled
 
 from . import chain, people
 from . import fold_recovery as recovery
+from . import fold_stages as stages
 from .events import Delivered
-from .graph import graph_of
+from .graph import graph_of, leaves_effects
 from .state import (
     COMPENSATED,
     COMPLETED,
@@ -57,6 +65,8 @@ from .state import (
 #: Larger states are held to their schema by the service alone: against the worst schema that is taken, checking one of
 #: 10 MiB would hold up the partition for tens of seconds.
 SCHEMA_STATE_BYTES_MAX = 1024 * 1024
+#: Checkpoints that are made because a step completed: their state knows of it.
+_COMPLETING = frozenset({"step_complete", "critical_point"})
 
 
 def evolve(state: WorkflowState | None, event: Delivered) -> WorkflowState:
@@ -85,6 +95,8 @@ def evolve(state: WorkflowState | None, event: Delivered) -> WorkflowState:
             state.heard_offset = event.offset
             state.heard_us = event.timestamp_us
             state.stalled = False
+        if state.cases and not state.runs:
+            stages.send_held(state, event, stages.BRANCHES)
     return state
 
 
@@ -150,6 +162,8 @@ def _step_completed(state: WorkflowState, record: StepCompleted, event: Delivere
     if not state.first_sight(record.event_id):
         return False
     _end_run(state, number, COMPLETED)
+    if leaves_effects(state.graph.steps[number]):
+        state.add_effect(number, event.offset)
     recovery.step_done(state, record.step_id, record.command_id, run)
     return True
 
@@ -159,7 +173,7 @@ def _step_skipped(state: WorkflowState, record: StepSkipped, event: Delivered) -
     if number < 0:
         return False
     _end_run(state, number, SKIPPED)
-    recovery.step_done(state, record.step_id, None, None)
+    recovery.step_done(state, record.step_id, record.command_id, None)
     return True
 
 
@@ -167,6 +181,8 @@ def _step_compensated(state: WorkflowState, record: StepCompensated, event: Deli
     number = state.step_index(record.step_id)
     if number >= 0:
         _end_run(state, number, COMPENSATED)
+        state.drop_effect(number)
+        stages.compensated(state, record.command_id)
     return True
 
 
@@ -190,7 +206,10 @@ def _checkpoint(state: WorkflowState, record: CheckpointCreated, event: Delivere
         rejection = _against_schema(state, record, event)
     if rejection is None:
         chain.follow(state, record, verdict)
-        state.add_checkpoint(record, event.offset, state.step_index(record.step_id))
+        number = state.step_index(record.step_id)
+        state.add_checkpoint(record, event.offset, number)
+        if record.checkpoint_type in _COMPLETING and number >= 0 and leaves_effects(state.graph.steps[number]):
+            state.saved_step, state.saved_offset = number, event.offset
     elif state.first_sight(record.event_id):
         chain.follow(state, record, verdict, damaged=event.rejection is not None)
         state.transitions = (Transition("rejected", detail=rejection[1], outcome=rejection[0]),)
@@ -217,6 +236,15 @@ def _checkpoint_rejected(state: WorkflowState, record: CheckpointRejected, event
 def _checkpoints_expired(state: WorkflowState, record: CheckpointsExpired, event: Delivered) -> bool:
     state.drop_checkpoints(record.checkpoint_ids)
     return False
+
+
+def _coordinated(state: WorkflowState, record: ResourceRequested | WaitBegan, event: Delivered) -> bool:
+    state.coordinated = True
+    return True
+
+
+def _heard(state: WorkflowState, record: ResourceReleased | WaitEnded, event: Delivered) -> bool:
+    return True
 
 
 def _key_erased(state: WorkflowState, record: WorkflowKeyErased, event: Delivered) -> bool:
@@ -288,6 +316,13 @@ _HANDLERS: dict[type, Callable[[WorkflowState, Any, Delivered], bool]] = {
     StateMigrated: _migrated,
     WorkflowKeyErased: _key_erased,
     StateRestored: _restored,
+    ResourceRequested: _coordinated,
+    ResourceReleased: _heard,
+    WaitBegan: _coordinated,
+    WaitEnded: _heard,
+    RepairHeld: stages.repair_held,
+    RepairReleased: stages.repair_released,
+    DependantsHeld: stages.dependants_held,
     WorkflowErrorOccurred: recovery.error,
     RecoveryDecided: recovery.decided,
     CommandAcknowledged: recovery.acknowledged,

@@ -13,17 +13,21 @@ from schemas.records.events import (
     WorkflowErrorOccurred,
 )
 
-from .classify import classify
-from .commands import BEGINNING
+from .classify import classify, fingerprint, resource_of
 from .events import Delivered
+from .fold_stages import ANSWERED, answered, give_epoch, in_flight, release
 from .state import CASES_MAX, FAILED, Attempt, Case, StepRun, Transition, WorkflowState
-from .strategies import MANUAL, RESTORING
+from .strategies import RESTORING, UNDO_STAGE
 
 #: What ended an attempt that no service answered.
 UNANSWERED = "no service accepted the command in time"
-_RUNS_ANEW = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RollbackTo"})
-#: Reasons of a service for which no older checkpoint serves better.
-_ENDS_RUNG = frozenset({"migration_missing", "migration_failed", "downgrade", "key_erased"})
+#: What a service says of an error after which it does not know whether the step took effect.
+OUTCOME_UNKNOWN = "outcome_unknown"
+#: Characters of an error's message that rules are matched against.
+MATCHED_CHARS_MAX = 1_000
+_RUNS_ANEW = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RollbackTo", "SkipStep"})
+#: Reasons of a service for which another try of the same kind fails alike.
+_ENDS_RUNG = frozenset({"migration_missing", "migration_failed", "downgrade", "key_erased", "unsupported"})
 
 
 def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered) -> bool:
@@ -44,14 +48,22 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
             severity=kind.severity,
             opened_at_us=event.timestamp_us,
             opened_offset=event.offset,
+            error_code=record.error_code,
+            message=record.error_message[:MATCHED_CHARS_MAX],
+            fingerprint=fingerprint(record),
+            dependency=record.dependency,
+            unsure=_unsure(record),
         )
         state.cases = {**(state.cases or {}), case.error_id: case}
         state.transitions = (Transition("opened", case),)
         return True
     case.occurrences += 1
     attempt = case.attempt
-    if attempt is not None and _in_flight(attempt) and _belongs(record, run, attempt):
-        case.error_type, case.severity = kind.error_type, kind.severity
+    if attempt is not None and in_flight(attempt) and _belongs(record, run, attempt):
+        if not case.undoing:  # a compensation that fails is a failure of the rollback, not an error of another kind
+            case.error_type, case.severity = kind.error_type, kind.severity
+            case.error_code, case.message = record.error_code, record.error_message[:MATCHED_CHARS_MAX]
+            case.unsure, case.reconciled = _unsure(record), ""
         _end(state, case, attempt, "failed", f"{record.error_code} again")
         return True
     state.transitions = (Transition("again", case),)
@@ -59,13 +71,20 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
 
 
 def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred) -> Case | None:
-    """The case whose command failed before any step began: a service that cannot restore a state names no step."""
-    if record.step_id or record.command_id is None:
+    """The case whose command failed before its step began, or while it undid another step."""
+    if record.command_id is None:
         return None
     for case in (state.cases or {}).values():
         if case.attempt is not None and case.attempt.decision.command_id == record.command_id:
-            return case
+            return case if not record.step_id or case.undoing else None
     return None
+
+
+def _unsure(record: WorkflowErrorOccurred) -> bool:
+    """Whether the run that the error ended may have taken effect: nobody saw its end."""
+    return record.reason == OUTCOME_UNKNOWN or (
+        record.detected_by == "detector:timeout" and record.step_run_id is not None
+    )
 
 
 def _fail_run(state: WorkflowState, record: WorkflowErrorOccurred) -> StepRun | None:
@@ -87,19 +106,18 @@ def _belongs(record: WorkflowErrorOccurred, run: StepRun | None, attempt: Attemp
     return run is not None and run.started_at_us >= attempt.sent_at_us
 
 
-def _in_flight(attempt: Attempt) -> bool:
-    return attempt.status in ("sent", "accepted") and attempt.decision.strategy != MANUAL
-
-
 def _end(
     state: WorkflowState, case: Case, attempt: Attempt, outcome: str, detail: str, *, answered: bool = True
 ) -> None:
     """End the attempt in flight. One that no service answered did nothing, so it uses up no try of its rung."""
     case.attempt = None
+    case.stage = ""
     if answered:
         _use(state, case, attempt.decision)
     else:
         case.unanswered += 1
+    if outcome == "unknown" and answered and attempt.decision.command_type not in ANSWERED:
+        case.unsure, case.reconciled = True, ""
     state.transitions = (Transition("ended", case, attempt, outcome, detail),)
 
 
@@ -110,15 +128,20 @@ def _still_there(state: WorkflowState, checkpoint_id: str | None) -> bool:
 
 def _leave_rung(case: Case, decision: RecoveryDecided) -> None:
     """Another try of the same kind would fail alike."""
-    case.progress = {**(case.progress or {}), decision.error_type: (decision.rung + 1, 0)}
+    case.progress = {**(case.progress or {}), decision.ladder or decision.error_type: (decision.rung + 1, 0)}
 
 
 def _use(state: WorkflowState, case: Case, decision: RecoveryDecided) -> None:
     """Count a try on its rung, and remember what the next one builds on."""
     case.unanswered = 0
+    if decision.stage.startswith(UNDO_STAGE):
+        case.undo_tries += 1
+        return
+    case.undoing = ""
     progress = case.progress or {}
-    rung, count = progress.get(decision.error_type, (decision.rung, 0))
-    case.progress = {**progress, decision.error_type: (rung, count + 1)}
+    key = decision.ladder or decision.error_type
+    rung, count = progress.get(key, (decision.rung, 0))
+    case.progress = {**progress, key: (rung, count + 1)}
     if decision.strategy in RESTORING and _still_there(state, decision.checkpoint_id):
         case.restores += 1
     if decision.strategy == "increase_timeout_and_retry":
@@ -145,12 +168,19 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
         sent_at_us=event.timestamp_us if at_once else 0,
     )
     if at_once:
-        _give_epoch(state, case.attempt)
+        give_epoch(state, case.attempt)
     case.attempts = record.attempt_number
+    case.cost += record.cost
+    state.cost += record.cost
     state.attempts += 1
     progress = case.progress or {}
-    rung, count = progress.get(record.error_type, (record.rung, 0))
-    case.progress = {**progress, record.error_type: (record.rung, count if rung == record.rung else 0)}
+    key = record.ladder or record.error_type
+    rung, count = progress.get(key, (record.rung, 0))
+    case.progress = {**progress, key: (record.rung, count if rung == record.rung else 0)}
+    if record.stage.startswith(UNDO_STAGE) and not case.undoing:
+        case.undoing = record.strategy
+        case.undo_to = -1 if record.checkpoint_offset is None else record.checkpoint_offset
+        case.undo_tries = 0
     if state.deadline_passed:  # the repair gets a workflow deadline of its own
         state.deadline_passed = False
         state.deadline_from_us = event.timestamp_us
@@ -158,18 +188,11 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
     return False
 
 
-def _give_epoch(state: WorkflowState, attempt: Attempt) -> None:
-    """A command that begins a run is sent: the run's checkpoints are told apart from those of the run before."""
-    if attempt.decision.command_type in BEGINNING:
-        state.epochs += 1
-        attempt.epoch = state.epochs
-
-
 def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Delivered) -> bool:
     """A service's answer. Late, repeated and unknown ones change nothing."""
     case = (state.cases or {}).get(record.error_id or "")
     attempt = None if case is None else case.attempt
-    if case is None or attempt is None or not _in_flight(attempt):
+    if case is None or attempt is None or not in_flight(attempt):
         return False
     if record.command_id != attempt.decision.command_id:
         return False
@@ -180,8 +203,10 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
     status = record.status
     if status == "failed":
         _end(state, case, attempt, "failed", record.detail or "the service refused or failed the command")
-        if record.reason in _ENDS_RUNG:
+        if record.reason in _ENDS_RUNG and not case.undoing:
             _leave_rung(case, attempt.decision)
+    elif status == "succeeded" and attempt.decision.command_type in ANSWERED:
+        answered(state, case, attempt, record.result or "")
     elif status == "unknown":
         _end(state, case, attempt, "unknown", record.detail or "the service cannot tell")
     elif attempt.status == "sent":
@@ -202,10 +227,13 @@ def step_done(state: WorkflowState, step_id: str, command_id: str | None, run: S
     if case is None:
         return
     attempt = case.attempt
-    if attempt is not None and _in_flight(attempt) and command_id != attempt.decision.command_id:
+    if attempt is not None and in_flight(attempt) and command_id != attempt.decision.command_id:
         if run is None or run.started_at_us < attempt.sent_at_us:
             return
     _close(state, case)
+    resource = resource_of(case.error_code)
+    if case.scaled > 1 and resource is not None:
+        state.sizes = {**(state.sizes or {}), resource: case.scaled}
     state.transitions = (*state.transitions, Transition("recovered", case, attempt, "succeeded"))
 
 
@@ -287,9 +315,11 @@ def _case_timer(state: WorkflowState, record: TimerFired, event: Delivered) -> N
             if record.kind == "backoff" and attempt.status == "decided":
                 attempt.status = "sent"
                 attempt.sent_at_us = event.timestamp_us
-                _give_epoch(state, attempt)
+                give_epoch(state, attempt)
                 state.transitions = (Transition("send", case, attempt),)
-            elif record.kind == "acknowledge_timeout" and attempt.status == "sent" and _in_flight(attempt):
+            elif record.kind == "hold_timeout" and attempt.status == "held":
+                release(state, case, attempt, event)
+            elif record.kind == "acknowledge_timeout" and attempt.status == "sent" and in_flight(attempt):
                 _end(state, case, attempt, "unknown", UNANSWERED, answered=False)
             elif record.kind == "attempt_timeout" and attempt.status == "accepted":
                 _end(state, case, attempt, "unknown", "accepted, but the step did not complete in time")

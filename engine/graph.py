@@ -29,6 +29,26 @@ class Graph:
         """This graph with one more step, which the workflow ran without declaring it."""
         return graph_of((*self.steps, StepSpec(step_id=step_id)))
 
+    def dependants(self, step_id: str) -> tuple[int, ...]:
+        """Numbers of the steps that need this one, directly or through others, in declared order."""
+        needed_by: dict[str, list[int]] = {}
+        for number, spec in enumerate(self.steps):
+            for dependency in spec.depends_on:
+                needed_by.setdefault(dependency, []).append(number)
+        found: set[int] = set()
+        queue = [step_id]
+        while queue:
+            for number in needed_by.get(queue.pop(), ()):
+                if number not in found:
+                    found.add(number)
+                    queue.append(self.steps[number].step_id)
+        return tuple(sorted(found - {self.index.get(step_id, -1)}))
+
+
+def leaves_effects(spec: StepSpec) -> bool:
+    """Whether its completion has to be remembered: it can be undone, or must not happen twice."""
+    return spec.compensation is not None or not spec.idempotent
+
 
 @lru_cache(maxsize=GRAPHS_SHARED_MAX)
 def graph_of(steps: tuple[StepSpec, ...]) -> Graph:

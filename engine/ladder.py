@@ -8,8 +8,9 @@ from schemas.ids import derive_id
 
 from .backoff import jittered_ms
 from .policy.model import Backoff, Ladder, Policy, Rung
+from .safety import Unknowable, checked
 from .state import Case, WorkflowState
-from .strategies import MANUAL, STRATEGIES, Plan, Situation, Unavailable
+from .strategies import MANUAL, STRATEGIES, UNDOING, Plan, Situation, Unavailable
 
 #: Longest wait before the next command to a service that answered none so far.
 UNANSWERED_WAIT_MS_MAX = 600_000
@@ -26,16 +27,22 @@ class Choice:
     rule: str
     passed_over: tuple[tuple[str, str], ...]
     trigger: str = ""
+    ladder: str = ""
+    cost: float = 0.0
 
 
 def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Choice:
     """The next repair of a case. Never a rung below the one reached, never beyond a budget."""
-    ladder = policy.ladder(case.error_type)
+    ladder, matched = policy.ladder_for(
+        case.error_type, state.workflow_type, case.step_id, case.error_code, case.message
+    )
     passed: list[tuple[str, str]] = []
+    if case.undoing in UNDOING:
+        return _undo(state, case, policy, ladder)
     spent = _spent(state, case, ladder, policy, now_us)
     if spent is not None:
         return _human(state, case, policy, ladder, spent, "max_recovery_attempts_exceeded", passed)
-    reached, tries = (case.progress or {}).get(case.error_type, (0, 0))
+    reached, tries = (case.progress or {}).get(ladder.name, (0, 0))
     attempt_id = attempt_id_of(case)
     for number in range(reached, len(ladder.rungs)):
         rung = ladder.rungs[number]
@@ -46,17 +53,44 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
             reason = "not available in this version"
         if reason is None and strategy is not None:
             plan = strategy(Situation(state, case, rung, policy, attempt_id, made + 1))
-            if not isinstance(plan, Unavailable):
-                plan = _spaced(plan, case, policy, attempt_id)
-                rule = (
-                    f"recovery_strategies.{ladder.error_type}: rung {number + 1}, try {made + 1} of {rung.attempts_max}"
+            safe = plan if isinstance(plan, Unavailable) else checked(state, case, plan)
+            if isinstance(safe, Unknowable):
+                return _human(state, case, policy, ladder, safe.reason, "outcome_unknown", passed)
+            if not isinstance(safe, Unavailable):
+                return Choice(
+                    rung.strategy,
+                    number,
+                    _spaced(safe, case, policy, attempt_id),
+                    f"{matched}: rung {number + 1}, try {made + 1} of {rung.attempts_max}",
+                    tuple(passed),
+                    ladder=ladder.name,
+                    cost=rung.cost,
                 )
-                return Choice(rung.strategy, number, plan, rule, tuple(passed))
-            reason = plan.reason
+            reason = safe.reason
         passed.append((rung.strategy, reason or ""))
     critical = case.severity == "critical"
     trigger = "critical_state_corruption" if critical else "all_recovery_strategies_failed"
     return _human(state, case, policy, ladder, "the ladder is exhausted", trigger, passed)
+
+
+def _undo(state: WorkflowState, case: Case, policy: Policy, ladder: Ladder) -> Choice:
+    """Go on undoing: what was begun is not left half done for want of a budget, only handed to a human."""
+    rung_number, _ = (case.progress or {}).get(ladder.name, (len(ladder.rungs), 0))
+    rung = Rung(strategy=case.undoing, attempts_max=1)
+    situation = Situation(state, case, rung, policy, attempt_id_of(case), case.undo_tries + 1)
+    plan = STRATEGIES[case.undoing](situation)
+    if isinstance(plan, Unavailable):
+        passed = [(case.undoing, plan.reason)]
+        return _human(state, case, policy, ladder, plan.reason, "compensation_failed", passed)
+    rule = f"compensation: try {case.undo_tries + 1} of {policy.compensation.attempts_max}"
+    return Choice(
+        case.undoing,
+        rung_number,
+        _spaced(plan, case, policy, situation.attempt_id),
+        rule,
+        (),
+        ladder=ladder.name,
+    )
 
 
 def _spaced(plan: Plan, case: Case, policy: Policy, attempt_id: str) -> Plan:
@@ -78,6 +112,10 @@ def _spent(state: WorkflowState, case: Case, ladder: Ladder, policy: Policy, now
     if state.attempts >= policy.workflow_attempts_max:
         return f"budgets.workflow_max_attempts: {state.attempts} of {policy.workflow_attempts_max} made"
     open_ms = (now_us - case.opened_at_us) // 1000
+    if policy.workflow_cost_max is not None and state.cost >= policy.workflow_cost_max:
+        return f"budgets.workflow_max_cost: {state.cost:g} of {policy.workflow_cost_max:g} spent"
+    if ladder.cost_max is not None and case.cost >= ladder.cost_max:
+        return f"{ladder.name}.max_cost: {case.cost:g} of {ladder.cost_max:g} spent"
     if open_ms > policy.workflow_time_ms_max:
         return f"budgets.workflow_max_time: open for {open_ms} of {policy.workflow_time_ms_max} ms"
     if open_ms > ladder.time_ms_max:
@@ -104,4 +142,4 @@ def _human(
 ) -> Choice:
     plan = STRATEGIES[MANUAL](Situation(state, case, _HUMAN, policy, attempt_id_of(case), 1))
     assert isinstance(plan, Plan)
-    return Choice(MANUAL, len(ladder.rungs), plan, rule, tuple(passed), trigger)
+    return Choice(MANUAL, len(ladder.rungs), plan, rule, tuple(passed), trigger, ladder.name)

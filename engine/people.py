@@ -20,6 +20,9 @@ from .outcome import finished
 from .policy.model import Policy
 from .state import Case, CheckpointRef, Transition, WorkflowState
 
+#: Ladder of the repairs that people chose: they are outside every budget, and no breaker holds them.
+LADDER = "operator"
+
 
 def intervention_requested(state: WorkflowState, record: InterventionRequested, event: Delivered) -> bool:
     """The request read back: the case waits for a human, with a deadline."""
@@ -217,5 +220,6 @@ def _operator_decision(
             rule=rule,
             evidence=json.dumps(evidence),
             alternatives="[]",
+            ladder=LADDER,
         )
     )

@@ -20,11 +20,11 @@ from .graph import Graph, graph_of
 from .state import Attempt, Case, StepRun, WorkflowState
 
 #: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
-VERSION = 4
+VERSION = 5
 #: Largest snapshot that is read, uncompressed: about 500,000 open workflows of one partition.
 SIZE_BYTES_MAX = 2 * 1024**3
 
-_PLAIN = (str, int, bool, type(None))
+_PLAIN = (str, int, float, bool, type(None))
 
 
 class SnapshotError(KintsugiError):
@@ -90,7 +90,19 @@ def _spec(value: dict[str, Any]) -> StepSpec:
     return StepSpec(**{**value, "depends_on": tuple(value["depends_on"]), "resources": tuple(value["resources"])})
 
 
-_SKIPPED = ("graph", "steps", "runs", "cases", "tip", "checkpoints", "known", "transitions", "schema")
+_SKIPPED = (
+    "graph",
+    "steps",
+    "runs",
+    "cases",
+    "tip",
+    "checkpoints",
+    "known",
+    "effects",
+    "sizes",
+    "transitions",
+    "schema",
+)
 _NAMES = tuple(f.name for f in fields(WorkflowState) if f.name not in _SKIPPED)
 _RUN = tuple(f.name for f in fields(StepRun))
 _CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progress"))
@@ -106,7 +118,8 @@ def _row(state: WorkflowState, graph: int, codec: Codec) -> list[Any]:
     cases = [_case_row(case, codec) for case in (state.cases or {}).values()]
     plain = [getattr(state, name) for name in _NAMES]
     tip = None if state.tip is None else _text(state.tip)
-    return [plain, graph, _text(state.steps), runs, cases, tip, _text(state.checkpoints), _text(state.known)]
+    packed = [_text(state.checkpoints), _text(state.known), _text(state.effects)]
+    return [plain, graph, _text(state.steps), runs, cases, tip, *packed, state.sizes]
 
 
 def _case_row(case: Case, codec: Codec) -> list[Any]:
@@ -122,13 +135,15 @@ def _case_row(case: Case, codec: Codec) -> list[Any]:
             a.sent_at_us,
             a.accepted_at_us,
             a.epoch,
+            a.held,
+            a.held_at_us,
         ]
     )
     return [[getattr(case, f) for f in _CASE], attempt, case.progress]
 
 
 def _state(row: list[Any], graphs: list[Any], schemas: list[StateSchema], codec: Codec) -> WorkflowState:
-    plain, graph, steps, runs, cases, tip, checkpoints, known, schema = row
+    plain, graph, steps, runs, cases, tip, checkpoints, known, effects, sizes, schema = row
     if not all(isinstance(v, _PLAIN) for v in plain):
         raise SnapshotError("a field has the wrong type")
     state = WorkflowState(**dict(zip(_NAMES, plain, strict=True)))
@@ -141,6 +156,8 @@ def _state(row: list[Any], graphs: list[Any], schemas: list[StateSchema], codec:
     state.tip = None if tip is None else a2b_base64(tip)
     state.checkpoints = a2b_base64(checkpoints)
     state.known = a2b_base64(known)
+    state.effects = a2b_base64(effects)
+    state.sizes = None if sizes is None else {str(k): float(v) for k, v in sizes.items()}
     return state
 
 

@@ -27,6 +27,10 @@ CASES_MAX = 64
 
 PENDING, RUNNING, COMPLETED, FAILED, SKIPPED, COMPENSATED = range(6)
 _DONE = (COMPLETED, SKIPPED)
+#: Offset from which a step counts as completed, and its number.
+_EFFECT = struct.Struct(">QI")
+#: Steps with side effects remembered in their order; a loop of them forgets the oldest.
+EFFECTS_MAX = 10_000
 
 #: Id, digest, chain digest, 8 bytes of its event's id, offset, sequence, step.
 _CHECKPOINT = struct.Struct(">16s32s32s8sqIH")
@@ -63,7 +67,10 @@ class StepRun:
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt to repair: decided -> sent -> accepted; its end removes it from the case."""
+    """One attempt to repair: decided -> sent -> accepted; its end removes it from the case.
+
+    A command that may not go out yet is held: `held` says by what.
+    """
 
     decision: RecoveryDecided
     status: str
@@ -72,6 +79,8 @@ class Attempt:
     sent_at_us: int = 0
     accepted_at_us: int = 0
     epoch: int = 0
+    held: str = ""
+    held_at_us: int = 0
 
 
 @dataclass(slots=True)
@@ -80,6 +89,10 @@ class Case:
 
     `progress` holds per error type (rung, attempts made on it): an error that changes its type on the way changes
     ladders, and comes back to where it left. `unanswered` counts the attempts in a row that no service answered.
+
+    `stage` is the stage of a strategy of several commands that was answered last. `unsure`: the step's last run may
+    have taken effect; `reconciled` is what the service found out about that. `undoing` names the strategy that is
+    undoing steps, down to the checkpoint at offset `undo_to` (-1: all of them).
     """
 
     error_id: str
@@ -98,6 +111,19 @@ class Case:
     interventions: int = 0
     unanswered: int = 0
     progress: dict[str, tuple[int, int]] | None = None
+    error_code: str = ""
+    message: str = ""
+    fingerprint: str = ""
+    dependency: str | None = None
+    stage: str = ""
+    unsure: bool = False
+    reconciled: str = ""
+    undoing: str = ""
+    undo_to: int = -1
+    undo_tries: int = 0
+    cost: float = 0.0
+    scaled: float = 1.0
+    holds_dependants: bool = False
 
 
 class Transition(NamedTuple):
@@ -152,6 +178,16 @@ class WorkflowState:
     tip: bytes | None = None
     checkpoints: bytes = b""
     known: bytes = b""
+    #: Completed steps that repeating would harm or that can be undone, in the order of their completion.
+    effects: bytes = b""
+    #: The newest checkpoint that was made when such a step completed: step and offset.
+    saved_step: int = -1
+    saved_offset: int = -1
+    #: Size of a resource, relative to the service's own, with which a repair worked.
+    sizes: dict[str, float] | None = None
+    cost: float = 0.0
+    #: The coordinator knows of it: it asked for a resource or waits for another workflow.
+    coordinated: bool = False
     transitions: tuple[Transition, ...] = ()
 
     @property
@@ -236,6 +272,20 @@ class WorkflowState:
         while at % _CHECKPOINT.size and at >= 0:  # found across the border of two fields: no entry's id
             at = self.checkpoints.find(raw, at + 1)
         return at
+
+    def add_effect(self, number: int, offset: int) -> None:
+        """A step with side effects completed. A checkpoint made by its completion stands before the event."""
+        since = self.saved_offset if self.saved_step == number else offset
+        self.effects = (self.effects + _EFFECT.pack(max(0, since), number))[-EFFECTS_MAX * _EFFECT.size :]
+
+    def drop_effect(self, number: int) -> None:
+        """The step was undone: nothing of it is left."""
+        self.effects = b"".join(_EFFECT.pack(*e) for e in _EFFECT.iter_unpack(self.effects) if e[1] != number)
+
+    def effects_after(self, offset: int) -> list[int]:
+        """Steps with side effects that a state saved at `offset` does not know of, the last completed first."""
+        found = dict.fromkeys(step for since, step in _EFFECT.iter_unpack(self.effects) if since > offset)
+        return list(found)[::-1]
 
     def first_sight(self, event_id: str) -> bool:
         """Whether this id is new; it is remembered, forgetting the oldest beyond the bound.

@@ -93,6 +93,9 @@ def _case_timers(case: Case, policy: Policy, found: list[Timer]) -> None:
     attempt_id = attempt.decision.attempt_id
     if attempt.status == "decided":
         found.append((attempt.execute_at_us, "backoff", attempt_id, case.step_id))
+    elif attempt.status == "held":
+        due_us = attempt.held_at_us + policy.storms.hold_ms_max * 1000
+        found.append((due_us, "hold_timeout", attempt_id, case.step_id))
     elif attempt.status == "sent":
         due_us = attempt.sent_at_us + policy.timeouts.acknowledge_ms * 1000
         found.append((due_us, "acknowledge_timeout", attempt_id, case.step_id))

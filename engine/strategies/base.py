@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..state import Case, CheckpointRef, WorkflowState
 
@@ -23,6 +23,18 @@ class Situation:
     attempt_id: str
     tries: int
 
+    @property
+    def stage(self) -> str:
+        """The stage of this strategy that was answered last; empty at its beginning."""
+        return self.case.stage
+
+    def checkpoint_before_step(self, step_id: str) -> CheckpointRef | None:
+        """The newest verified checkpoint, older than the error, that was made before the step first began."""
+        number = self.state.graph.index.get(step_id, -1)
+        found = self.state.checkpoints_before(self.case.opened_offset)
+        first = next((at for at, ref in enumerate(found) if ref.step == number), None)
+        return None if not first else found[first - 1]
+
     def checkpoint(self, back: int = 0) -> CheckpointRef | None:
         """The newest verified checkpoint older than the error, or the one `back` steps before it."""
         found = self.state.checkpoints_before(self.case.opened_offset)
@@ -38,6 +50,12 @@ class Plan:
     execute_after_ms: int = 0
     timeout_ms: int | None = None
     checkpoint: CheckpointRef | None = None
+    #: Of a strategy that takes several commands: which part this is.
+    stage: str = ""
+    #: The step that the command is about, where that is not the failed one.
+    step_id: str | None = None
+    #: Further fields of the command.
+    parameters: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,9 @@ class Unavailable:
 
 
 Strategy = Callable[[Situation], Plan | Unavailable]
+
+#: How the stages begin that undo steps, one command each.
+UNDO_STAGE = "undo"
 
 
 def run_again(situation: Situation, action: str, *, execute_after_ms: int = 0, timeout_ms: int | None = None) -> Plan:

@@ -6,7 +6,7 @@ import pytest
 
 from engine.policy import default_policy, load_policy
 from engine.testing import Service, World, saved
-from schemas.records.commands import PauseWorkflow, RestartWorkflow, ResumeFromCheckpoint, RetryStep
+from schemas.records.commands import PauseWorkflow, RestartWorkflow, ResumeFromCheckpoint, RetryStep, ScaleResources
 from schemas.records.events import (
     CheckpointRejected,
     ErrorClassified,
@@ -119,16 +119,17 @@ def test_unknown_error_backs_off_with_jitter_that_is_the_same_every_time(world: 
     assert len(world.commands) == 1
 
 
-def test_exhausted_resource_passes_over_scaling_and_says_so(world: World, service: Service) -> None:
+def test_a_service_that_cannot_scale_moves_the_ladder_on_to_the_queue(world: World, service: Service) -> None:
     service.start("build")
     service.fail("build", "OUT_OF_MEMORY")
-    (decision,) = service.decisions
-    assert decision.strategy == "queue_for_later"
-    assert "scale_resources_and_retry" in decision.alternatives
-    assert "not available in this version" in decision.alternatives
-    assert not world.commands
-    world.advance(60_000)
-    assert isinstance(world.commands[0], RetryStep)
+    (scale,) = world.commands
+    assert isinstance(scale, ScaleResources)
+    service.acknowledge(scale, "failed", reason="unsupported")
+    assert [d.strategy for d in service.decisions] == ["scale_resources_and_retry", "queue_for_later"]
+    world.advance(59_999)
+    assert world.commands == [scale]
+    world.advance(1)
+    assert isinstance(world.commands[1], RetryStep)
 
 
 def test_damaged_checkpoint_is_rejected_and_the_one_before_restored(world: World, service: Service) -> None:

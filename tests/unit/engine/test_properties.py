@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decide import decide
+from engine.effects import Append, Send
 from engine.fold import evolve
 from engine.fold_recovery import UNANSWERED
 from engine.policy import default_policy, load_policy
@@ -151,17 +152,19 @@ def test_replaying_the_log_makes_every_decision_again(made: list[tuple[object, .
     play(world, Service(world, STEPS), made)
     recorded = {e.record.event_id for e in world.log}
     states: dict[str, WorkflowState] = {}
-    commands = []
+    commands, told = [], []
     for event in world.log:
         key = event.record.workflow_id
         states[key] = evolve(states.get(key), event)
         for effect in decide(states[key], event, POLICY):
-            record = getattr(effect, "record", None)
-            if record is None:
-                commands.append(effect.command)  # type: ignore[union-attr]
+            if isinstance(effect, Send):
+                commands.append(effect.command)
+            elif isinstance(effect, Append):
+                assert effect.record.event_id in recorded
             else:
-                assert record.event_id in recorded
+                told.append(effect.record)
     assert commands == world.commands
+    assert told == world.told
 
 
 @settings(max_examples=60, deadline=None)
