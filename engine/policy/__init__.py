@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .load import default_policy, load_policy
-from .model import Backoff, Ladder, Policy, Rung
+from .model import Backoff, Ladder, Policy, Rule, Rung
 
-__all__ = ["Backoff", "Ladder", "Policy", "Rung", "default_policy", "load_policy"]
+__all__ = ["Backoff", "Ladder", "Policy", "Rule", "Rung", "default_policy", "load_policy"]

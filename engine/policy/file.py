@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from schemas.redaction import PATHS_MAX, check_path
 
 _DAY_MS = 24 * 3600 * 1000
+#: A policy is read by people; more rules or rungs than these are not a policy any more.
+RULES_MAX = 256
+RUNGS_MAX = 32
+#: Longest glob; each decision matches it against a name or the first characters of a message.
+GLOB_CHARS_MAX = 200
+NAME_CHARS_MAX = 64
+#: Resources whose capacity one policy gives; those left out have one unit.
+RESOURCES_MAX = 10_000
 
 Strategy = Literal[
     "retry_step",
@@ -27,6 +35,11 @@ Strategy = Literal[
 Attempts = Annotated[int, Field(ge=1, le=1000)]
 HiddenPath = Annotated[str, AfterValidator(check_path)]
 Milliseconds = Annotated[int, Field(ge=1, le=365 * _DAY_MS)]
+Cost = Annotated[float, Field(ge=0, le=1_000_000)]
+Budget = Annotated[float, Field(gt=0, le=1_000_000_000)]
+StepName = Annotated[str, Field(min_length=1, max_length=255)]
+Glob = Annotated[str, Field(min_length=1, max_length=GLOB_CHARS_MAX)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=NAME_CHARS_MAX)]
 
 
 class _Part(BaseModel):
@@ -109,6 +122,7 @@ class Recovery(_Part):
     queue_delay: Milliseconds = 60_000
     max_time: Milliseconds | None = None
     fallback_strategy: Strategy | None = None
+    to_step: StepName | None = None
 
     @model_validator(mode="after")
     def _human_is_last(self) -> Recovery:
@@ -128,6 +142,52 @@ class RecoveryStrategies(_Part):
     unknown_error: Recovery | None = None
 
 
+class BackoffTimes(_Part):
+    """Ours: exponential backoff with full jitter."""
+
+    base: Milliseconds = 1_000
+    max: Milliseconds = 60_000
+
+
+def _none_is_none(value: object) -> object:
+    return None if value == "none" else value
+
+
+class RuleMatch(_Part):
+    """Ours: what an error must be like for a rule to hold. Each value is a name or a glob; one left out fits all."""
+
+    error_type: Glob | None = None
+    workflow_type: Glob | None = None
+    step: Glob | None = None
+    error_code: Glob | None = None
+    message: Glob | None = None
+
+
+class RuleRung(_Part):
+    """Ours: one strategy of a rule's ladder."""
+
+    strategy: Strategy
+    attempts: Attempts = 3
+    backoff: Annotated[BackoffTimes | None, BeforeValidator(_none_is_none)] = None
+    max_time: Milliseconds | None = None
+    cost: Cost = 1.0
+    delay: Milliseconds = 60_000
+    timeout_multiplier: float = Field(2.0, ge=1, le=100)
+    max_timeout: Milliseconds | None = None
+    scaling_factor: float = Field(2.0, gt=1, le=100)
+    to_step: StepName | None = None
+
+
+class RecoveryRule(_Part):
+    """Ours: a ladder for the errors that match. The first rule that matches an error holds for it."""
+
+    name: Name
+    match: RuleMatch
+    ladder: tuple[RuleRung, ...] = Field(strict=False, max_length=RUNGS_MAX)
+    max_time: Milliseconds | None = None
+    max_cost: Budget | None = None
+
+
 class ManualIntervention(_Part):
     enabled: bool = True
     triggers: tuple[
@@ -139,6 +199,7 @@ class ManualIntervention(_Part):
     auto_pause: bool = True
     timeout: int = Field(86_400, ge=1, le=365 * 86_400, description="seconds")
     max_escalations: int = Field(3, ge=0, le=100)
+    on_timeout: Literal["escalate", "retry", "skip", "alternative", "restart", "cancel"] = "escalate"
 
 
 class ReplayMode(_Part):
@@ -170,6 +231,7 @@ class Budgets(_Part):
 
     workflow_max_attempts: Attempts = 30
     workflow_max_time: Milliseconds = _DAY_MS
+    workflow_max_cost: Budget | None = None
 
 
 class Commands(_Part):
@@ -179,14 +241,56 @@ class Commands(_Part):
     attempt_timeout: Milliseconds = 3_600_000
 
 
+class CoordinationPart(_Part):
+    """Ours: what becomes of steps beside a failed one, and how long a lease may be waited for."""
+
+    dependants: Literal["hold", "skip", "fail"] = "hold"
+    branches: Literal["fail_fast", "continue", "wait_for_all"] = "continue"
+    lease_wait: Milliseconds = 600_000
+    ageing: Milliseconds = 60_000
+    resources: dict[StepName, Annotated[int, Field(ge=1, le=1_000_000)]] = Field({}, max_length=RESOURCES_MAX)
+
+
+class StormsPart(_Part):
+    """Ours: when many workflows fail on one thing, repairs are held and let go in growing waves."""
+
+    enabled: bool = True
+    threshold: int = Field(50, ge=2, le=1_000_000, description="failures")
+    window: Milliseconds = 10_000
+    hold_max: Milliseconds = 3_600_000
+    canaries: int = Field(3, ge=1, le=1_000, description="workflows")
+    growth: float = Field(2.0, gt=1, le=100)
+    quiet: Milliseconds = 60_000
+
+
+class ResourceScaling(_Part):
+    """Ours: who gives a workflow more of a resource, and how much at most."""
+
+    via: Name = "service"
+    settle_time: Milliseconds = 5_000
+    factor_max: float = Field(8.0, gt=1, le=1_000)
+
+
+class CompensationPart(_Part):
+    """Ours: how often undoing one step is tried before a human is asked."""
+
+    attempts: Attempts = 3
+    backoff: Annotated[BackoffTimes | None, BeforeValidator(_none_is_none)] = BackoffTimes()
+
+
 class WorkflowErrorHandling(_Part):
     checkpoints: Checkpoints = Checkpoints()
     error_detection: ErrorDetection = ErrorDetection()
     recovery_strategies: RecoveryStrategies = RecoveryStrategies()
+    recovery_rules: tuple[RecoveryRule, ...] = Field((), strict=False, max_length=RULES_MAX)
     manual_intervention: ManualIntervention = ManualIntervention()
     debugging: Debugging = Debugging()
     budgets: Budgets = Budgets()
     commands: Commands = Commands()
+    coordination: CoordinationPart = CoordinationPart()
+    storms: StormsPart = StormsPart()
+    resource_scaling: ResourceScaling = ResourceScaling()
+    compensation: CompensationPart = CompensationPart()
 
 
 class PolicyFile(_Part):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from schemas.records.events import StepSpec
 
+from .matching import Match
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
@@ -18,7 +20,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """One strategy of a ladder, how often and for how long it may be tried."""
+    """One strategy of a ladder, how often and for how long it may be tried, and what each attempt costs."""
 
     strategy: str
     attempts_max: int
@@ -28,16 +30,32 @@ class Rung:
     timeout_multiplier: float = 1.0
     timeout_ms_max: int | None = None
     scaling_factor: float = 1.0
+    cost: float = 1.0
+    to_step: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
-    """The repairs of one error type, in order. After the last comes a human."""
+    """The repairs of one error type or of one rule, in order. After the last comes a human.
+
+    `name`: the rule's name, or the error type. `error_type` of a rule's ladder is what the rule matches.
+    """
 
     error_type: str
     rungs: tuple[Rung, ...]
     attempts_max: int
     time_ms_max: int
+    name: str
+    cost_max: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A ladder for the errors that match."""
+
+    name: str
+    match: Match
+    ladder: Ladder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +79,57 @@ class Intervention:
     auto_pause: bool
     timeout_ms: int
     escalations_max: int
+    on_timeout: str = "escalate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """`error_detection`: what the engine looks for by itself, and from where on it is an error."""
+
+    loop_enabled: bool = True
+    loop_repeats: int = 3
+    loop_window: int = 10
+    resources_enabled: bool = True
+    memory_mb: float = 4096
+    cpu_percent: float = 90
+    api_calls_per_hour: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordination:
+    """What becomes of dependants and branches of a failed step, and how leases are waited for.
+
+    `dependants`: hold, skip or fail. `branches`: fail_fast, continue or wait_for_all. `resources`: units of each;
+    one that is not named has one.
+    """
+
+    dependants: str = "hold"
+    branches: str = "continue"
+    lease_wait_ms: int = 600_000
+    ageing_ms: int = 60_000
+    resources: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storms:
+    """When failures of one kind are a storm, and how repairs are let go again."""
+
+    enabled: bool = True
+    threshold: int = 50
+    window_ms: int = 10_000
+    hold_ms_max: int = 3_600_000
+    canaries: int = 3
+    growth: float = 2.0
+    quiet_ms: int = 60_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """Who gives more of a resource (`via`), how long it takes to take effect, and how much more in all."""
+
+    via: str = "service"
+    settle_ms: int = 5_000
+    factor_max: float = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +179,35 @@ class Policy:
     state_inspection: StateInspection = StateInspection()
     corruption: Corruption = Corruption()
     retention: Retention = Retention()
+    detection: Detection = Detection()
+    coordination: Coordination = Coordination()
+    storms: Storms = Storms()
+    scaling: Scaling = Scaling()
+    compensation: Rung = Rung(strategy="compensate", attempts_max=3, backoff=Backoff(base_ms=1_000, max_ms=60_000))
+    workflow_cost_max: float | None = None
+    rules: tuple[Rule, ...] = ()
     redact: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def ladder(self, error_type: str) -> Ladder:
         """The ladder of an error type; types without one share that of unknown errors."""
         return self.ladders.get(error_type, self.fallback)
+
+    def ladder_for(
+        self, error_type: str, workflow_type: str, step_id: str, error_code: str, message: str
+    ) -> tuple[Ladder, str]:
+        """The ladder of an error, and which part of the policy chose it.
+
+        The first rule that matches; else the entry of the error type; else that of unknown errors. A message that is
+        not there, or is sealed, is "".
+        """
+        for rule in self.rules:
+            if rule.match.fits(error_type, workflow_type, step_id, error_code, message):
+                return rule.ladder, f"recovery_rules.{rule.name}: {rule.match}"
+        found = self.ladders.get(error_type)
+        if found is not None:
+            return found, f"recovery_strategies.{error_type}"
+        return self.fallback, f"recovery_strategies.{self.fallback.name}: {error_type} has no entry"
 
     def step_timeout_ms(self, spec: StepSpec) -> int:
         """Deadline of a run whose start gave none: the graph's, else the policy's for this kind of step."""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from engine.policy import Policy, default_policy, load_policy
-from engine.policy.file import PolicyFile, Strategy
+from engine.policy.file import GLOB_CHARS_MAX, PolicyFile, Strategy
 from engine.strategies import STRATEGIES
 
 from .pages import ROOT, bare, blocks, rows, sections, text_of
@@ -21,9 +21,15 @@ ROOT_KEY = "workflow_error_handling"
 #: Any error type's entry has the same keys; the page writes them once.
 ENTRY = "recovery_strategies.*"
 USES = {"yes", "recorded", "client", "later"}
-#: Kept in the policy, but the strategy that would use it is not available yet.
-KEPT_FOR_LATER = {f"{ENTRY}.scaling_factor"}
-
+RULE = "recovery_rules.*"
+#: Of a rule's rung, the strategy for which a key means something; any other key means something for `retry_step`.
+RUNG_USES = {
+    "delay": "queue_for_later",
+    "timeout_multiplier": "increase_timeout_and_retry",
+    "max_timeout": "increase_timeout_and_retry",
+    "scaling_factor": "scale_resources_and_retry",
+    "to_step": "rollback",
+}
 
 STRATEGY_NAMES = list(get_args(Strategy))
 YEAR_MS = 365 * 24 * 3_600_000
@@ -43,6 +49,8 @@ class Key:
             return "none"
         if isinstance(value, list):
             return ", ".join(value) or "empty"
+        if isinstance(value, dict):
+            return "none" if not value else str(value)
         return (
             str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
         )
@@ -52,24 +60,31 @@ class Key:
         value = self.value
         if value["type"] == "boolean":
             return "true, false"
+        if value["type"] == "object":
+            amount = value["additionalProperties"]
+            return f"{amount['minimum']:,} to {amount['maximum']:,} each"
         if value["type"] == "array":
             words = value["items"].get("enum")
             return f"list of {', '.join(words)}" if words else "list of texts"
         if "enum" in value:
             return "a strategy" if value["enum"] == STRATEGY_NAMES else ", ".join(value["enum"])
         if value["type"] == "string":
-            return "any text"
+            if "pattern" in value:
+                return "a name"
+            return {None: "any text", GLOB_CHARS_MAX: "name or glob"}.get(value.get("maxLength"), "a step")
         if value.get("maximum") == YEAR_MS:
             return "1 to 365 days"
         low = value.get("minimum", value.get("exclusiveMinimum"))
         sign = "from" if "minimum" in value else "above"
-        return f"{sign} {low:g}" + (f" to {value['maximum']:d}" if "maximum" in value else "")
+        return f"{sign} {low:g}" + (f" to {int(value['maximum'])}" if "maximum" in value else "")
 
     def other_value(self) -> Any:
         """A valid value that is not the default."""
         value, default = self.value, self.schema["default"]
         if value["type"] == "boolean":
             return not default
+        if value["type"] == "object":
+            return {"other": value["additionalProperties"]["minimum"]}
         if value["type"] == "array":
             return [w for w in value["items"].get("enum", ["extra"]) if w not in default] or default[:-1]
         if "enum" in value:
@@ -86,6 +101,9 @@ def keys() -> dict[str, Key]:
     found: dict[str, Key] = {}
 
     def walk(part: dict[str, Any], path: str) -> None:
+        if "$ref" in part.get("items", ()):
+            walk(part["items"], f"{path}.*")
+            return
         reference = next((s["$ref"] for s in (part, *part.get("anyOf", ())) if "$ref" in s), None)
         if reference is None:
             found[path.removeprefix(f"{ROOT_KEY}.")] = Key(part)
@@ -110,7 +128,7 @@ def documented() -> dict[str, list[str]]:
 
 
 def test_every_key_is_described_and_no_other() -> None:
-    assert len(keys()) >= 55
+    assert len(keys()) >= 90
     assert set(documented()) == set(keys())
 
 
@@ -134,11 +152,10 @@ def test_a_key_is_said_to_be_used_when_it_changes_what_the_engine_is_given(path:
     assert used in USES
     key = keys()[path]
     changes = given(file_with(path, key.schema["default"])) != given(file_with(path, key.other_value()))
-    assert changes == (used not in ("client", "later") or path in KEPT_FOR_LATER)
+    assert changes == (used not in ("client", "later"))
 
 
-def test_what_waits_for_its_strategy_still_does() -> None:
-    assert "scale_resources_and_retry" not in STRATEGIES, "scaling_factor is used now: say so in the page"
+def test_every_strategy_is_described_and_said_to_be_used_when_it_is_there() -> None:
     described = {bare(row[0]): bare(row[1]) for row in rows(SECTIONS["Strategies"])}
     assert {name: name in STRATEGIES for name in STRATEGY_NAMES} == {n: used == "yes" for n, used in described.items()}
 
@@ -168,6 +185,8 @@ def test_every_example_loads(number: int) -> None:
 
 def file_with(path: str, value: Any) -> str:
     """A policy file in which every key of an entry matters, with one key set; None leaves it out."""
+    if path.startswith(RULE):
+        return rule_with(path.removeprefix(f"{RULE}."), value)
     entry: dict[str, Any] = {"strategy": "queue_for_later", "backoff_strategy": "exponential"}
     content: dict[str, Any] = {"recovery_strategies": {"timeout": entry}}
     *parents, name = path.replace(ENTRY, "recovery_strategies.timeout").split(".")
@@ -177,6 +196,23 @@ def file_with(path: str, value: Any) -> str:
     if value is not None:
         at[name] = value
     return yaml.safe_dump({ROOT_KEY: content})
+
+
+def rule_with(path: str, value: Any) -> str:
+    """A policy file with one rule, one key of which is set."""
+    names = path.split(".")
+    rung: dict[str, Any] = {"strategy": RUNG_USES.get(names[-1], "retry_step")}
+    rule: dict[str, Any] = {"name": "rule", "match": {}, "ladder": [rung]}
+    at = rung if names[0] == "ladder" else rule
+    for parent in [n for n in names[:-1] if n not in ("ladder", "*")]:
+        at = at.setdefault(parent, {})
+    if names[-1] == "error_type" and value is not None:
+        value = "timeout"
+    if names[-1] == "to_step":
+        value = value or "build"
+    if value is not None:
+        at[names[-1]] = value
+    return yaml.safe_dump({ROOT_KEY: {"recovery_rules": [rule]}})
 
 
 def given(text: str) -> Policy:
