@@ -17,6 +17,8 @@ from schemas.records.coordination import CoordinationTimerFired
 from schemas.records.events import PolicyChanged
 
 from . import Component
+from .leases import Leases
+from .waits import Waits
 
 #: Layout of `dump`; a snapshot of another one is not read.
 VERSION = 1
@@ -27,7 +29,8 @@ SEEN_MAX = 50_000
 
 def components() -> tuple[Component, ...]:
     """All parts of the coordinator, in the order in which they see a record."""
-    return ()
+    leases = Leases()
+    return leases, Waits(leases)
 
 
 class Coordinator:

@@ -102,6 +102,9 @@ class Leases:
         self.strays = 0
         self.waiting_count = 0
         self.held_count = 0
+        #: Who waits for more than one thing at once.
+        self.entangled: set[str] = set()
+        self._waits_of: dict[str, int] = {}
         self._number = 0
         self._timers: list[tuple[int, int, Lease]] = []
 
@@ -143,6 +146,20 @@ class Leases:
         while self._timers and not self._waits(self._timers[0][2]):
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
+
+    def wait_began(self, workflow_id: str) -> None:
+        """The workflow waits for one thing more, whatever it is."""
+        count = self._waits_of[workflow_id] = self._waits_of.get(workflow_id, 0) + 1
+        if count > 1:
+            self.entangled.add(workflow_id)
+
+    def wait_ended(self, workflow_id: str) -> None:
+        """The workflow waits for one thing less."""
+        count = self._waits_of.pop(workflow_id) - 1
+        if count:
+            self._waits_of[workflow_id] = count
+        if count < 2:
+            self.entangled.discard(workflow_id)
 
     def release(
         self, leases: Iterable[Lease], reason: str, cause: Record, now_us: int, policy: Policy
@@ -283,6 +300,7 @@ class Leases:
         insort(self.resources.setdefault(lease.resource_id, Resource()).waiting, lease, key=_order)
         self.of.setdefault(lease.workflow_id, {})[lease.lease_id] = lease
         self.waiting_count += 1
+        self.wait_began(lease.workflow_id)
         heapq.heappush(self._timers, (lease.deadline_us, lease.number, lease))
         if len(self._timers) > 2 * self.waiting_count + 1024:
             # Each wish that is served leaves a void entry behind; they must not outnumber the real ones.
@@ -295,6 +313,7 @@ class Leases:
         resource.used += lease.amount
         lease.granted = True
         self.waiting_count -= 1
+        self.wait_ended(lease.workflow_id)
         self.held_count += 1
 
     def _remove(self, lease: Lease) -> None:
@@ -306,6 +325,7 @@ class Leases:
         else:
             del resource.waiting[resource.place(lease)]
             self.waiting_count -= 1
+            self.wait_ended(lease.workflow_id)
         if not resource.held and not resource.waiting:
             del self.resources[lease.resource_id]
         own = self.of[lease.workflow_id]

@@ -1,0 +1,443 @@
+"""When many workflows fail on one thing, their repairs are held and let go in growing waves behind canaries.
+
+A breaker stands for what failures have in common: the outside system they name, else how they look. It opens when
+`threshold` different workflows fail within the window, so one that fails again and again opens nothing. From then on
+the partitions hold its repairs, and the coordinator sends a few canaries after a pause, which grows while canaries
+fail. When most of a wave recovers the next one is larger; when it does not, canaries go first again, and later waves
+grow slowly beyond the size that was too much, as TCP does. Waves are bounded and keep a distance, so what came back is
+not run over. A breaker closes when nobody waits and nothing of its kind was bad for a while.
+
+A repair is lost in no case: whoever is not remembered here, because the list is full or the coordinator forgot, is sent
+by the hold's own timer (`storms.hold_max`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from engine.backoff import jittered_ms
+from engine.coordinating import key_of
+from engine.effects import AppendTo, Broadcast, CoordinatorEffect
+from engine.policy import Policy
+from engine.policy.model import Backoff, Storms
+from schemas.ids import derive_id
+from schemas.records import Record
+from schemas.records.coordination import CoordinationTimerFired, FailureEnded, FailureSeen, RepairWaiting
+from schemas.records.events import BreakerChanged, RepairReleased
+
+from . import PRODUCER, Addressee, fact_for
+
+TIMER = "breaker"
+WORKFLOW_TYPE = "kintsugi.breaker"
+
+#: Breakers that are not closed. Partitions remember four times as many (`engine.inforce.BREAKERS_MAX`); the failures of
+#: further keys are repaired as if there were no breakers.
+OPEN_MAX = 1_024
+#: Keys whose failures are counted; the one that failed longest ago is forgotten first.
+KEYS_MAX = 4_096
+#: Workflows remembered in all windows together, 36 bytes each: a threshold of 50 fits for every key.
+OBSERVED_MAX = 250_000
+#: Repairs that wait here, of all breakers together (300 bytes each). Those beyond it wait for their own timers.
+WAITING_MAX = 100_000
+#: Members of waves whose outcome is not known yet, per breaker; the oldest are asked after no more.
+FLYING_MAX = 5_000
+#: Closed breakers remembered, so that a repair that is held by one of them closes it in the partitions only once.
+CLOSED_MAX = 1_024
+
+#: Pause before canaries: 2 s, 4 s .. 5 min, half of it fixed and half drawn from the breaker's id.
+PAUSE = Backoff(base_ms=2_000, max_ms=300_000)
+#: Time between two waves: with a wave's bound it bounds how many repairs go out in a second.
+WAVE_GAP_US = 1_000_000
+WAVE_MAX = 500
+#: A wave is good when this share of its members recovered.
+GOOD_SHARE = 0.8
+#: Time a wave is given. Without any failure one recovery is enough then: steps may take long.
+WAVE_ANSWER_US = 60_000_000
+
+
+@dataclass(slots=True)
+class Window:
+    """The workflows that failed lately on one key: the threshold's number of them is enough, so no more are kept."""
+
+    kind: str
+    first_us: int
+    failures: int = 0
+    #: Workflow to the time of its last failure, the oldest first.
+    workflows: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A repair that is held: whose, and which attempt."""
+
+    to: Addressee
+    attempt_id: str
+
+
+@dataclass(slots=True)
+class Breaker:
+    """A breaker that is not closed. `phase`: pause (before canaries), wave (its members are out), gap (before the next
+    wave), idle (nobody waits)."""
+
+    key: str
+    kind: str
+    state: str
+    sequence: int
+    phase: str
+    due_us: int
+    #: Times in a row that canaries failed.
+    tries: int = 0
+    wave: int = 0
+    size: int = 0
+    sent_us: int = 0
+    released: int = 0
+    recovered: int = 0
+    failed: int = 0
+    #: Size from which on waves grow slowly: what the target bore before it did not.
+    ceiling: int = WAVE_MAX
+    #: Whether the last wave was good.
+    healthy: bool = False
+    #: Errors whose repair was let go and has not ended; the value is for JSON's sake.
+    flying: dict[str, int] = field(default_factory=dict)
+    #: Error to its repair, in the order in which they came.
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A breaker's state that follows from the record folded last; for the incidents."""
+
+    key: str
+    kind: str
+    state: str
+    #: When it opened: what its window held.
+    workflows: tuple[str, ...] = ()
+    failures: int = 0
+    first_us: int = 0
+
+
+class Breakers:
+    """All breakers. `changes` is what became of them by the record folded last."""
+
+    name = "breakers"
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self._windows: dict[str, Window] = {}
+        self._observed = 0
+        self._open: dict[str, Breaker] = {}
+        self._waiting = 0
+        #: Key of a closed breaker to its sequence.
+        self._closed: dict[str, int] = {}
+
+    def get(self, key: str) -> Breaker | None:
+        """The breaker of a key; None when it is closed."""
+        return self._open.get(key)
+
+    def fold(self, record: Record, now_us: int, policy: Policy) -> Iterable[CoordinatorEffect]:
+        """Fold a record of the coordination topic."""
+        self.changes = []
+        storms = policy.storms
+        if isinstance(record, FailureSeen):
+            return list(self._failure(record, now_us, storms))
+        if isinstance(record, RepairWaiting):
+            return list(self._repair_waits(record, now_us, storms))
+        if isinstance(record, FailureEnded):
+            return list(self._ended(record, now_us, storms))
+        if isinstance(record, CoordinationTimerFired) and record.kind == TIMER:
+            breaker = self._open.get(record.subject_id)
+            if breaker is not None and breaker.due_us == record.due_at:
+                return list(self._moment(breaker, record, now_us, storms))
+        return ()
+
+    def due(self, now_us: int) -> Iterator[CoordinationTimerFired]:
+        """The moments of breakers that have passed."""
+        for breaker in self._open.values():
+            if breaker.due_us <= now_us:
+                yield CoordinationTimerFired(
+                    event_id=derive_id(f"{breaker.key}|{breaker.phase}", TIMER, breaker.due_us),
+                    workflow_id=breaker_id(breaker.key),
+                    workflow_type=WORKFLOW_TYPE,
+                    occurred_at=breaker.due_us,
+                    producer=PRODUCER,
+                    kind=TIMER,
+                    subject_id=breaker.key,
+                    due_at=breaker.due_us,
+                )
+
+    def next_due_us(self) -> int | None:
+        """The next moment a breaker waits for."""
+        return min((breaker.due_us for breaker in self._open.values()), default=None)
+
+    # What is seen
+
+    def _failure(self, record: FailureSeen, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
+        key = key_of(record.fingerprint, record.dependency)
+        window = self._observe(key, record, now_us, storms)
+        breaker = self._open.get(key)
+        if breaker is None:
+            if storms.enabled and len(window.workflows) >= storms.threshold and len(self._open) < OPEN_MAX:
+                yield self._opened(key, window, record, now_us)
+        elif breaker.flying.pop(record.error_id, None) is not None:
+            yield from self._member_failed(breaker, record, now_us)
+
+    def _observe(self, key: str, record: FailureSeen, now_us: int, storms: Storms) -> Window:
+        window = self._windows.pop(key, None)
+        if window is None:
+            window = Window(kind="dependency" if record.dependency else "fingerprint", first_us=now_us)
+        self._windows[key] = window  # the last to be forgotten
+        seen = window.workflows
+        before = len(seen)
+        seen.pop(record.workflow_id, None)
+        while seen and (oldest := next(iter(seen))) and seen[oldest] <= now_us - storms.window_ms * 1000:
+            del seen[oldest]
+        if not seen:
+            window.first_us, window.failures = now_us, 0
+        while len(seen) >= storms.threshold:
+            del seen[next(iter(seen))]
+        seen[record.workflow_id] = now_us
+        window.failures += 1
+        self._observed += len(seen) - before
+        while len(self._windows) > KEYS_MAX or (self._observed > OBSERVED_MAX and len(self._windows) > 1):
+            self._observed -= len(self._windows.pop(next(iter(self._windows))).workflows)
+        return window
+
+    def _repair_waits(self, record: RepairWaiting, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
+        waiting = Waiting(Addressee.of(record), record.attempt_id)
+        breaker = self._open.get(record.breaker)
+        if breaker is None:
+            # It was held before its partition heard that the breaker had closed, or by one that was forgotten here.
+            if record.breaker not in self._closed:
+                yield self._tell(record.breaker, _kind_of(record.breaker), "closed", record, now_us, "it is not known")
+            yield _released(record.breaker, 0, False, record.error_id, waiting, record, now_us)
+            return
+        if breaker.flying.pop(record.error_id, None) is not None:  # its next attempt is held: this one did not help
+            yield from self._member_failed(breaker, record, now_us)
+        if breaker.waiting.pop(record.error_id, None) is not None:
+            self._waiting -= 1
+        if self._waiting >= WAITING_MAX:
+            return
+        breaker.waiting[record.error_id] = waiting
+        self._waiting += 1
+        if breaker.phase == "idle":
+            breaker.phase = "gap" if breaker.healthy else "pause"
+            pause_us = WAVE_GAP_US if breaker.healthy else _pause_us(breaker)
+            breaker.due_us = max(now_us, breaker.sent_us + pause_us)
+
+    def _ended(self, record: FailureEnded, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
+        breaker = self._open.get(key_of(record.fingerprint, record.dependency))
+        if breaker is None:
+            return
+        if breaker.waiting.pop(record.error_id, None) is not None:
+            self._waiting -= 1
+        if breaker.flying.pop(record.error_id, None) is None:
+            return
+        if record.outcome == "recovered":
+            breaker.recovered += 1
+        else:  # cancelled, or ended otherwise: it tells nothing about the target
+            breaker.released -= 1
+        if breaker.phase == "wave":
+            yield from self._judge(breaker, record, now_us)
+
+    def _moment(self, breaker: Breaker, record: Record, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
+        if breaker.phase == "wave":
+            if breaker.recovered and not breaker.failed:
+                yield from self._good(breaker, record, now_us)
+            else:
+                yield from self._bad(
+                    breaker, record, now_us, "no answer" if not breaker.failed else "too few recovered"
+                )
+        elif breaker.phase == "idle":
+            if self._storming(breaker.key, now_us, storms):
+                breaker.due_us = now_us + storms.quiet_ms * 1000
+            else:
+                yield self._change(breaker, "closed", record, now_us, "nothing waits and nothing failed for a while")
+                del self._open[breaker.key]
+        elif not breaker.waiting:
+            self._rest(breaker, now_us, storms)
+        else:
+            yield from self._send(breaker, record, now_us, storms)
+
+    # What follows
+
+    def _opened(self, key: str, window: Window, record: Record, now_us: int) -> CoordinatorEffect:
+        self._closed.pop(key, None)
+        breaker = Breaker(key, window.kind, "closed", 0, "pause", 0)
+        breaker.due_us = now_us + _pause_us(breaker)
+        self._open[key] = breaker
+        count = len(window.workflows)
+        effect = self._change(breaker, "open", record, now_us, f"{count} workflows failed on it in one window")
+        self.changes = [Change(key, window.kind, "open", tuple(window.workflows), window.failures, window.first_us)]
+        return effect
+
+    def _send(self, breaker: Breaker, record: Record, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
+        canary = breaker.phase == "pause"
+        breaker.wave = 0 if canary else breaker.wave + 1
+        breaker.size = min(storms.canaries, WAVE_MAX) if canary else _next_size(breaker, storms)
+        if not canary and breaker.state == "open":
+            yield self._change(breaker, "half_open", record, now_us, "canaries recovered")
+        chosen = [error_id for error_id, _ in zip(breaker.waiting, range(breaker.size), strict=False)]
+        for error_id in chosen:
+            waiting = breaker.waiting.pop(error_id)
+            breaker.flying[error_id] = 0
+            yield _released(breaker.key, breaker.wave, canary, error_id, waiting, record, now_us)
+        self._waiting -= len(chosen)
+        while len(breaker.flying) > FLYING_MAX:
+            del breaker.flying[next(iter(breaker.flying))]
+        breaker.released, breaker.recovered, breaker.failed = len(chosen), 0, 0
+        breaker.phase, breaker.sent_us, breaker.due_us = "wave", now_us, now_us + WAVE_ANSWER_US
+
+    def _member_failed(self, breaker: Breaker, record: Record, now_us: int) -> Iterator[CoordinatorEffect]:
+        breaker.failed += 1
+        if breaker.phase == "wave":
+            yield from self._judge(breaker, record, now_us)
+
+    def _judge(self, breaker: Breaker, record: Record, now_us: int) -> Iterator[CoordinatorEffect]:
+        """Good or bad as soon as no further answer can change it."""
+        needed = GOOD_SHARE * breaker.released
+        if breaker.failed > breaker.released - needed:
+            yield from self._bad(breaker, record, now_us, "too few recovered")
+        elif breaker.recovered >= needed and breaker.recovered:
+            yield from self._good(breaker, record, now_us)
+
+    def _good(self, breaker: Breaker, record: Record, now_us: int) -> Iterator[CoordinatorEffect]:
+        breaker.tries, breaker.healthy, breaker.phase = 0, True, "gap"
+        breaker.due_us = max(now_us, breaker.sent_us + WAVE_GAP_US)
+        return iter(())
+
+    def _bad(self, breaker: Breaker, record: Record, now_us: int, why: str) -> Iterator[CoordinatorEffect]:
+        if breaker.wave:
+            breaker.ceiling = max(1, breaker.size // 2)
+        breaker.tries += 1
+        breaker.healthy, breaker.phase = False, "pause"
+        breaker.due_us = now_us + _pause_us(breaker)
+        if breaker.state == "half_open":
+            yield self._change(breaker, "open", record, now_us, f"wave {breaker.wave}: {why}")
+
+    def _rest(self, breaker: Breaker, now_us: int, storms: Storms) -> None:
+        breaker.phase, breaker.due_us = "idle", now_us + storms.quiet_ms * 1000
+
+    def _storming(self, key: str, now_us: int, storms: Storms) -> bool:
+        window = self._windows.get(key)
+        if window is None:
+            return False
+        since_us = now_us - storms.window_ms * 1000
+        return sum(at_us > since_us for at_us in window.workflows.values()) >= storms.threshold
+
+    def _change(self, breaker: Breaker, state: str, record: Record, now_us: int, reason: str) -> CoordinatorEffect:
+        breaker.state = state
+        self.changes.append(Change(breaker.key, breaker.kind, state))
+        effect = self._tell(breaker.key, breaker.kind, state, record, now_us, reason, after=breaker.sequence)
+        breaker.sequence = effect.record.sequence  # type: ignore[attr-defined]
+        return effect
+
+    def _tell(
+        self, key: str, kind: str, state: str, cause: Record, now_us: int, reason: str, after: int = 0
+    ) -> Broadcast:
+        """The sequence is the broker's time: it grows even past a loss of everything that is remembered here."""
+        sequence = max(after + 1, now_us)
+        if state == "closed":
+            self._closed[key] = sequence
+            while len(self._closed) > CLOSED_MAX:
+                del self._closed[next(iter(self._closed))]
+        return Broadcast(
+            BreakerChanged(
+                event_id=derive_id(cause.event_id, f"breaker|{key}|{state}"),
+                workflow_id=breaker_id(key),
+                workflow_type=WORKFLOW_TYPE,
+                causation_id=cause.event_id,
+                occurred_at=now_us,
+                producer=PRODUCER,
+                breaker=key,
+                kind=kind,
+                state=state,
+                sequence=sequence,
+                reason=reason,
+            )
+        )
+
+    # Snapshots
+
+    def dump(self) -> dict[str, Any]:
+        """Everything but `changes`, which are over."""
+        return {
+            "windows": [[key, w.kind, w.first_us, w.failures, w.workflows] for key, w in self._windows.items()],
+            "open": [_dump_breaker(breaker) for breaker in self._open.values()],
+            "closed": self._closed,
+        }
+
+    def load(self, value: Any) -> None:
+        """Inverse of `dump`."""
+        self.changes = []
+        self._windows = {
+            key: Window(kind, first_us, failures, dict(workflows))
+            for key, kind, first_us, failures, workflows in value["windows"]
+        }
+        self._observed = sum(len(w.workflows) for w in self._windows.values())
+        self._open = {row["key"]: _load_breaker(row) for row in value["open"]}
+        self._waiting = sum(len(b.waiting) for b in self._open.values())
+        self._closed = dict(value["closed"])
+
+
+def breaker_id(key: str) -> str:
+    """The id that records of a breaker carry as their workflow's."""
+    return derive_id(key, "breaker")
+
+
+def _kind_of(key: str) -> str:
+    return "dependency" if key.startswith("dependency:") else "fingerprint"
+
+
+def _pause_us(breaker: Breaker) -> int:
+    ceiling = Backoff(base_ms=PAUSE.base_ms // 2, max_ms=PAUSE.max_ms // 2)
+    fixed_ms = min(ceiling.max_ms, ceiling.base_ms << min(breaker.tries, 40))
+    return (fixed_ms + jittered_ms(ceiling, breaker.tries + 1, f"{breaker.key}|{breaker.sequence}")) * 1000
+
+
+def _next_size(breaker: Breaker, storms: Storms) -> int:
+    """Larger by `growth` up to the ceiling, by as many as there are canaries beyond it; as it was when it was not
+    filled."""
+    if breaker.released < breaker.size:
+        return breaker.size
+    if breaker.size >= breaker.ceiling:
+        return min(breaker.size + storms.canaries, WAVE_MAX)
+    return min(max(int(breaker.size * storms.growth), breaker.size + 1), breaker.ceiling, WAVE_MAX)
+
+
+def _released(
+    key: str, wave: int, canary: bool, error_id: str, waiting: Waiting, cause: Record, now_us: int
+) -> CoordinatorEffect:
+    event_id = derive_id(cause.event_id, f"released|{waiting.attempt_id}")
+    fact = fact_for(
+        RepairReleased,
+        waiting.to,
+        cause,
+        event_id,
+        now_us,
+        error_id=error_id,
+        attempt_id=waiting.attempt_id,
+        breaker=key,
+        wave=wave,
+        canary=canary,
+    )
+    return AppendTo(fact, waiting.to.partition)
+
+
+_PLAIN = tuple(f.name for f in fields(Breaker) if f.name != "waiting")
+
+
+def _dump_breaker(breaker: Breaker) -> dict[str, Any]:
+    row = {name: getattr(breaker, name) for name in _PLAIN}
+    row["waiting"] = [
+        [error_id, w.attempt_id, w.to.workflow_id, w.to.workflow_type, w.to.external_id, w.to.correlation_id,
+         w.to.partition]
+        for error_id, w in breaker.waiting.items()
+    ]  # fmt: skip
+    return row
+
+
+def _load_breaker(row: Any) -> Breaker:
+    waiting = {error_id: Waiting(Addressee(*to), attempt_id) for error_id, attempt_id, *to in row["waiting"]}
+    return Breaker(**{name: row[name] for name in _PLAIN}, waiting=waiting)

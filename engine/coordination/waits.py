@@ -1,0 +1,175 @@
+"""Who waits for whom, and who would wait for ever.
+
+A workflow waits for those who hold what it wants, for those who are served before it, and for those whose end it
+awaits. When a wait begins, the workflows that it leads to are looked at and no others. That the way leads back is not
+enough: one of two units may come back from somebody else. So the leases are played on, as if each workflow that gets
+all it waits for ended at once; who still waits then is deadlocked, and nobody else is.
+
+A workflow counts as waiting as long as any of its steps waits; what another step of its own holds is not counted
+against it. A deadlock that a smaller capacity makes is left to the leases' own deadlines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from engine.effects import AppendTo, CoordinatorEffect
+from engine.policy import Policy
+from schemas.ids import derive_id
+from schemas.records import Record
+from schemas.records.coordination import CoordinationTimerFired, LeaseAsked, WaitSeen, WorkflowEnded
+from schemas.records.events import WorkflowErrorOccurred
+
+from . import Addressee, fact_for
+from .deadlock import Await, Edge, Played, leads_back
+from .leases import Lease, Leases
+
+#: Awaited workflows of one workflow, and of all; what comes on top is not looked through, and counted.
+AWAITS_PER_WORKFLOW_MAX = 256
+AWAITS_MAX = 100_000
+#: Members of a cycle that an error's context lists; enough to understand it.
+SHOWN_MAX = 100
+DETECTOR = "detector:deadlock"
+
+
+class Waits:
+    """The wait-for graph."""
+
+    name: ClassVar[str] = "waits"
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+        self._clear()
+
+    def _clear(self) -> None:
+        #: Per workflow: its awaits, by wait id.
+        self.awaits: dict[str, dict[str, Await]] = {}
+        self.awaits_count = 0
+        self.deadlocks = 0
+        #: Awaits beyond the bounds, through which no deadlock is found.
+        self.overlooked = 0
+
+    def fold(self, record: Record, now_us: int, policy: Policy) -> Iterable[CoordinatorEffect]:
+        """See `Component`. The leases have folded the record before."""
+        if isinstance(record, LeaseAsked):
+            return self._open(record, now_us, policy)
+        if isinstance(record, WaitSeen):
+            if record.awaited_id is None:
+                self._forget(record.workflow_id, record.wait_id)
+            elif self._keep(record, record.awaited_id):
+                return self._open(record, now_us, policy)
+        elif isinstance(record, WorkflowEnded):
+            for wait_id in list(self.awaits.get(record.workflow_id, ())):
+                self._forget(record.workflow_id, wait_id)
+        return ()
+
+    def due(self, now_us: int) -> Iterable[CoordinationTimerFired]:
+        """See `Component`. Nothing here waits for a moment."""
+        return ()
+
+    def next_due_us(self) -> int | None:
+        """See `Component`."""
+        return None
+
+    def dump(self) -> dict[str, Any]:
+        """See `Component`."""
+        rows = [
+            [
+                [a.to.workflow_id, a.to.workflow_type, a.to.external_id, a.to.correlation_id, a.to.partition],
+                [wait_id, a.step_id, a.awaited_id, a.work, a.began_at],
+            ]
+            for own in self.awaits.values()
+            for wait_id, a in own.items()
+        ]
+        return {"deadlocks": self.deadlocks, "overlooked": self.overlooked, "awaits": rows}
+
+    def load(self, value: Any) -> None:
+        """See `Component`."""
+        self._clear()
+        self.deadlocks, self.overlooked = value["deadlocks"], value["overlooked"]
+        for to, (wait_id, step_id, awaited_id, work, began_at) in value["awaits"]:
+            addressee = Addressee(*to)
+            self.awaits.setdefault(addressee.workflow_id, {})[wait_id] = Await(
+                addressee, step_id, awaited_id, work, began_at
+            )
+            self.awaits_count += 1
+            self._leases.wait_began(addressee.workflow_id)
+
+    def _keep(self, record: WaitSeen, awaited_id: str) -> bool:
+        own = self.awaits.get(record.workflow_id, {})
+        new = record.wait_id not in own
+        if new and (len(own) >= AWAITS_PER_WORKFLOW_MAX or self.awaits_count >= AWAITS_MAX):
+            self.overlooked += 1
+            return False
+        if new:
+            self.awaits_count += 1
+            self._leases.wait_began(record.workflow_id)
+        self.awaits.setdefault(record.workflow_id, own)[record.wait_id] = Await(
+            Addressee.of(record), record.step_id, awaited_id, record.work, record.began_at
+        )
+        return True
+
+    def _forget(self, workflow_id: str, wait_id: str) -> None:
+        own = self.awaits.get(workflow_id, {})
+        if own.pop(wait_id, None) is not None:
+            self.awaits_count -= 1
+            self._leases.wait_ended(workflow_id)
+            if not own:
+                del self.awaits[workflow_id]
+
+    def _open(self, record: LeaseAsked | WaitSeen, now_us: int, policy: Policy) -> list[CoordinatorEffect]:
+        """Open every cycle that this record closed. Each takes a wait away, so there is an end."""
+        effects: list[CoordinatorEffect] = []
+        start, number = record.workflow_id, 0
+        while leads_back(self._leases, self.awaits, start):
+            played = Played(self._leases, self.awaits, start, policy)
+            cycle = played.cycle(start)
+            if not cycle:
+                break
+            effects += self._break(cycle, played, record, number, now_us, policy)
+            number += 1
+        return effects
+
+    def _break(
+        self, cycle: list[Edge], played: Played, record: Record, number: int, now_us: int, policy: Policy
+    ) -> list[CoordinatorEffect]:
+        """Tell the victim, and end what it waits for and what the others need of it."""
+        self.deadlocks += 1
+        edge = min(cycle, key=lambda e: e.victim_order)
+        victim = edge.waiter
+        for wait_id, item in list(self.awaits.get(victim, {}).items()):
+            if item.awaited_id in played.stuck:
+                self._forget(victim, wait_id)
+        wanted = {wish.resource_id for wish in played.unserved() if wish.workflow_id != victim}
+        own = self._leases.of.get(victim, {}).values()
+        given_up = [x for x in own if (x.resource_id in wanted if x.granted else played.is_unserved(x))]
+        error = AppendTo(_error(edge, cycle, record, number, now_us), edge.by.to.partition)
+        return [error, *self._leases.release(given_up, "deadlock", record, now_us, policy)]
+
+
+def _error(edge: Edge, cycle: list[Edge], cause: Record, number: int, now_us: int) -> WorkflowErrorOccurred:
+    shown = [
+        {
+            "workflow_id": e.waiter,
+            "step_id": e.by.step_id,
+            "waits_for": e.by.resource_id if isinstance(e.by, Lease) else None,
+            "blocked_by": e.blocker,
+        }
+        for e in cycle[:SHOWN_MAX]
+    ]
+    what = edge.by.resource_id if isinstance(edge.by, Lease) else "its end"
+    return fact_for(
+        WorkflowErrorOccurred,
+        edge.by.to,
+        cause,
+        derive_id(cause.event_id, "deadlock", number),
+        now_us,
+        error_id=derive_id(cause.event_id, "deadlock error", number),
+        step_id=edge.by.step_id,
+        error_code="DEADLOCK",
+        error_message=f"waits for {what} of {edge.blocker}, in a cycle of {len(cycle)} that wait for each other",
+        context=json.dumps({"length": len(cycle), "cycle": shown}, sort_keys=True),
+        detected_by=DETECTOR,
+    )
