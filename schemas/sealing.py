@@ -59,6 +59,9 @@ SEALED_FIELDS = {
     "ResumeFromCheckpoint": ("edit",),
     "SkipStep": ("result",),
 }
+#: The engine, which has no keys, passes the sealed texts of a person's answer on to the command that carries it out: they
+#: are bound to the error that the answer is about, which both records name.
+_PASSED_ON = frozenset({"InterventionResolved", "RetryStep", "ResumeFromCheckpoint", "SkipStep"})
 
 R = TypeVar("R", bound=Record)
 
@@ -244,5 +247,9 @@ def unseal_fields(record: R, keys: Callable[[int], DataKey]) -> R:
 
 
 def _binding_of_fields(record: Record) -> bytes:
-    names = {"texts_of": type(record).__name__, "workflow_id": record.workflow_id, "event_id": record.event_id}
+    kind = type(record).__name__
+    if kind in _PASSED_ON:
+        names = {"texts_of": "answer", "workflow_id": record.workflow_id, "error_id": getattr(record, "error_id", None)}
+    else:
+        names = {"texts_of": kind, "workflow_id": record.workflow_id, "event_id": record.event_id}
     return orjson.dumps(names, option=orjson.OPT_SORT_KEYS)

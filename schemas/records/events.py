@@ -430,6 +430,24 @@ class RecoveryDecided(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryRefused(Record):
+    """A repair that an operator asked for cannot be carried out; what was being tried goes on."""
+
+    event_id: str
+    workflow_id: str
+    workflow_type: str
+    external_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    occurred_at: int
+    producer: str
+    request_id: str
+    error_id: str
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryRequested(Record):
     """An operator asked for one repair of an open error."""
 

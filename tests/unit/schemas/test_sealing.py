@@ -274,13 +274,34 @@ def test_texts_are_sealed_and_given_back(name: str) -> None:
     assert unseal_fields(record, holder()) is record
 
 
-@pytest.mark.parametrize("name", list(SEALED_FIELDS))
+#: Records that pass a person's answer on: their texts are bound to the error that it is about.
+ANSWERS = ("InterventionResolved", "RetryStep", "ResumeFromCheckpoint", "SkipStep")
+
+
+@pytest.mark.parametrize("name", [name for name in SEALED_FIELDS if name not in ANSWERS])
 @pytest.mark.parametrize("moved", [{"workflow_id": OTHER}, {"event_id": derive_id("tests", "another event")}])
 def test_sealed_texts_belong_to_one_event(name: str, moved: dict[str, str]) -> None:
     sealed = replace(seal_fields(_record(name), key()), **moved)
     with pytest.raises(StateError) as caught:
         unseal_fields(sealed, holder(key()))
     assert caught.value.reason == "decryption"
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("moved", [{"workflow_id": OTHER}, {"error_id": derive_id("tests", "another error")}])
+def test_sealed_answers_belong_to_one_error(name: str, moved: dict[str, str]) -> None:
+    sealed = replace(seal_fields(_record(name), key()), **moved)
+    with pytest.raises(StateError) as caught:
+        unseal_fields(sealed, holder(key()))
+    assert caught.value.reason == "decryption"
+
+
+@pytest.mark.parametrize(("name", "text"), [("RetryStep", "edit"), ("SkipStep", "result")])
+def test_a_sealed_answer_is_read_in_the_command_that_carries_it_out(name: str, text: str) -> None:
+    error_id = derive_id("tests", "an error")
+    answer: Any = seal_fields(replace(_record("InterventionResolved"), error_id=error_id), key())
+    command: Any = replace(_record(name), error_id=error_id, sealed=answer.sealed, **{text: None})
+    assert getattr(unseal_fields(command, holder(key())), text) == f"the {text}"
 
 
 def test_sealed_texts_do_not_move_to_another_type_of_record() -> None:
