@@ -59,7 +59,7 @@ SEALED_FIELDS = {
     "ResumeFromCheckpoint": ("edit",),
     "SkipStep": ("result",),
 }
-#: The engine, which has no keys, passes the sealed texts of a person's answer on to the command that carries it out: they
+#: The engine, which has no keys, passes the sealed texts of an answer on to the command that carries it out: they
 #: are bound to the error that the answer is about, which both records name.
 _PASSED_ON = frozenset({"InterventionResolved", "RetryStep", "ResumeFromCheckpoint", "SkipStep"})
 
