@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 
 from schemas.ids import derive_id
 from schemas.records.events import (
-    CheckpointCreated,
-    CheckpointRejected,
     ErrorClassified,
     RecoveryDecided,
     RepairHeld,
@@ -20,6 +18,7 @@ from . import branches, people
 from .classify import classify, fingerprint
 from .commands import command_of
 from .coordinating import TOLD, coordinate, key_of
+from .detectors import detect, lost_lease, overdue, state_corruption
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .fold_stages import BRANCHES
@@ -153,54 +152,20 @@ def _send(state: WorkflowState, event: Delivered, policy: Policy, t: Transition)
 
 
 def _overdue(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    what = f"step {t.step_id!r}" if t.run is not None else "the workflow"
-    yield Append(
-        fact(
-            WorkflowErrorOccurred,
-            event,
-            "overdue",
-            error_id=derive_id(event.record.event_id, "error"),
-            step_id=t.step_id,
-            step_run_id=None if t.run is None else t.run.run_id,
-            command_id=None if t.run is None else t.run.command_id,
-            error_code=t.detail,
-            error_message=f"{what} passed its deadline ({t.detail})",
-            detected_by="detector:timeout",
-        )
-    )
+    yield Append(overdue(event, t.detail, t.step_id, t.run))
 
 
 def _rejected(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    record = event.record
-    assert isinstance(record, CheckpointCreated)
-    reason, detail = t.outcome, t.detail
-    yield Append(
-        fact(
-            CheckpointRejected,
-            event,
-            "rejected",
-            checkpoint_id=record.checkpoint_id,
-            step_id=record.step_id,
-            reason=reason,
-            detail=detail,
-        )
-    )
-    if not policy.corruption.enabled:
-        return
-    yield Append(
-        fact(
-            WorkflowErrorOccurred,
-            event,
-            "corrupt",
-            error_id=derive_id(event.record.event_id, "error"),
-            step_id=record.step_id,
-            error_code="STATE_CORRUPTION",
-            error_message=f"checkpoint {record.checkpoint_id} does not verify: {reason}: {detail}",
-            checkpoint_id=record.checkpoint_id,
-            detected_by="detector:state_corruption",
-            reason=reason,
-        )
-    )
+    yield from map(Append, state_corruption(event, policy, reason=t.outcome, detail=t.detail))
+
+
+def _lease_lost(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    assert t.run is not None
+    yield Append(lost_lease(event, t.step_id, t.run))
+
+
+def _look(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    yield from map(Append, detect(state, event, policy))
 
 
 #: Transitions at which a command goes out.
@@ -219,6 +184,8 @@ _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], It
     "send": _send,
     "overdue": _overdue,
     "rejected": _rejected,
+    "lease_lost": _lease_lost,
+    "look": _look,
     "expired": people.expired,
     "resolved": people.resolved,
     "restore": people.restore,

@@ -24,6 +24,7 @@ from schemas.records.events import (
     RepairReleased,
     ResourceReleased,
     ResourceRequested,
+    ResourceUsageReported,
     RestoreRequested,
     StateMigrated,
     StateRestored,
@@ -46,7 +47,8 @@ from schemas.records.events import (
 )
 from schemas.state_schema import compiled
 
-from . import chain, people
+from . import chain, people, recent
+from . import fold_detection as detection
 from . import fold_recovery as recovery
 from . import fold_stages as stages
 from .events import Delivered
@@ -112,6 +114,7 @@ def _started(state: WorkflowState, record: WorkflowStarted, event: Delivered) ->
     state.started_offset = event.offset
     state.started_at_us = state.deadline_from_us = event.timestamp_us
     state.timeout_ms = record.timeout_ms
+    state.recent, state.leases = b"", None  # of steps that may have other numbers now
     _take_schema(state, record.state_version, record.state_schema)
     if state.tip is None and not state.last_sequence:
         state.tip = chain.BEGINNING
@@ -129,6 +132,7 @@ def _step_started(state: WorkflowState, record: StepStarted, event: Delivered) -
         return False
     if state.runs is None:
         state.runs = {}
+    detection.step_started(state, record, number)
     if len(state.runs) >= RUNS_MAX and number not in state.runs:
         return True
     state.runs[number] = StepRun(
@@ -138,6 +142,7 @@ def _step_started(state: WorkflowState, record: StepStarted, event: Delivered) -
         heard_at_us=event.timestamp_us,
         timeout_ms=record.timeout_ms,
         heartbeat_timeout_ms=record.heartbeat_timeout_ms,
+        given=0 if record.input_digest is None else recent.digest(record.input_digest),
     )
     state.set_step(number, RUNNING)
     state.last_step = number
@@ -149,6 +154,7 @@ def _step_progressed(state: WorkflowState, record: StepProgressed, event: Delive
     if run is None or run.run_id != record.step_run_id:
         return False
     run.heard_at_us = event.timestamp_us
+    detection.step_progressed(run, record)
     return True
 
 
@@ -164,6 +170,7 @@ def _step_completed(state: WorkflowState, record: StepCompleted, event: Delivere
     _end_run(state, number, COMPLETED)
     if leaves_effects(state.graph.steps[number]):
         state.add_effect(number, event.offset)
+    detection.step_completed(state, record, number, run)
     recovery.step_done(state, record.step_id, record.command_id, run)
     return True
 
@@ -173,7 +180,7 @@ def _step_skipped(state: WorkflowState, record: StepSkipped, event: Delivered) -
     if number < 0:
         return False
     _end_run(state, number, SKIPPED)
-    recovery.step_done(state, record.step_id, record.command_id, None)
+    recovery.step_done(state, record.step_id, record.command_id, None, skipped=True)
     return True
 
 
@@ -208,6 +215,7 @@ def _checkpoint(state: WorkflowState, record: CheckpointCreated, event: Delivere
         chain.follow(state, record, verdict)
         number = state.step_index(record.step_id)
         state.add_checkpoint(record, event.offset, number)
+        state.fresh = True
         if record.checkpoint_type in _COMPLETING and number >= 0 and leaves_effects(state.graph.steps[number]):
             state.saved_step, state.saved_offset = number, event.offset
     elif state.first_sight(record.event_id):
@@ -238,12 +246,23 @@ def _checkpoints_expired(state: WorkflowState, record: CheckpointsExpired, event
     return False
 
 
-def _coordinated(state: WorkflowState, record: ResourceRequested | WaitBegan, event: Delivered) -> bool:
+def _lease_asked(state: WorkflowState, record: ResourceRequested, event: Delivered) -> bool:
+    detection.asked(state, record)
     state.coordinated = True
     return True
 
 
-def _heard(state: WorkflowState, record: ResourceReleased | WaitEnded, event: Delivered) -> bool:
+def _lease_released(state: WorkflowState, record: ResourceReleased, event: Delivered) -> bool:
+    detection.released(state, record)
+    return True
+
+
+def _coordinated(state: WorkflowState, record: WaitBegan, event: Delivered) -> bool:
+    state.coordinated = True
+    return True
+
+
+def _heard(state: WorkflowState, record: WaitEnded, event: Delivered) -> bool:
     return True
 
 
@@ -268,6 +287,7 @@ def _take_schema(state: WorkflowState, version: str | None, text: str | None) ->
 def _restored(state: WorkflowState, record: StateRestored, event: Delivered) -> bool:
     if state.first_sight(record.event_id):
         state.runs = None
+        detection.begun_anew(state)
         chain.begin_epoch(state, record.epoch)
     return True
 
@@ -291,7 +311,8 @@ def _ended(status: str) -> Callable[[WorkflowState, Any, Delivered], bool]:
         state.ended_at_us = event.timestamp_us
         recovery.close_all(state, recovered=status == "completed", status=status)
         state.runs = None
-        state.checkpoints = b""
+        state.checkpoints = state.recent = b""
+        state.usage = state.leases = None
         return True
 
     return handler
@@ -316,8 +337,9 @@ _HANDLERS: dict[type, Callable[[WorkflowState, Any, Delivered], bool]] = {
     StateMigrated: _migrated,
     WorkflowKeyErased: _key_erased,
     StateRestored: _restored,
-    ResourceRequested: _coordinated,
-    ResourceReleased: _heard,
+    ResourceUsageReported: detection.used,
+    ResourceRequested: _lease_asked,
+    ResourceReleased: _lease_released,
     WaitBegan: _coordinated,
     WaitEnded: _heard,
     RepairHeld: stages.repair_held,

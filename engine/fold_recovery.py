@@ -13,10 +13,12 @@ from schemas.records.events import (
     WorkflowErrorOccurred,
 )
 
+from . import fold_detection as detection
+from .branches import cancel_id
 from .classify import classify, fingerprint, resource_of
 from .events import Delivered
 from .fold_stages import ANSWERED, answered, give_epoch, in_flight, release
-from .state import CASES_MAX, FAILED, Attempt, Case, StepRun, Transition, WorkflowState
+from .state import CASES_MAX, FAILED, PENDING, Attempt, Case, StepRun, Transition, WorkflowState
 from .strategies import RESTORING, UNDO_STAGE
 
 #: What ended an attempt that no service answered.
@@ -36,7 +38,7 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         return False
     run = _fail_run(state, record)
     kind = classify(record)
-    case = state.case_of(record.step_id) or _case_of_command(state, record)
+    case = state.case_of(record.step_id) or _case_of_command(state, record) or detection.loop_of(state, record)
     if case is None:
         if len(state.cases or ()) >= CASES_MAX:
             state.transitions = (Transition("unrooted", detail=f"{CASES_MAX} errors are open already"),)
@@ -56,7 +58,9 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         )
         state.cases = {**(state.cases or {}), case.error_id: case}
         state.transitions = (Transition("opened", case),)
+        detection.loop_found(state, record, case)
         return True
+    detection.loop_found(state, record, case)
     case.occurrences += 1
     attempt = case.attempt
     if attempt is not None and in_flight(attempt) and _belongs(record, run, attempt):
@@ -190,6 +194,9 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
 
 def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Delivered) -> bool:
     """A service's answer. Late, repeated and unknown ones change nothing."""
+    if record.status == "succeeded" and record.command_id == cancel_id(record.error_id or "", record.step_id or ""):
+        _branch_stopped(state, record.step_id or "")
+        return True
     case = (state.cases or {}).get(record.error_id or "")
     attempt = None if case is None else case.attempt
     if case is None or attempt is None or not in_flight(attempt):
@@ -215,17 +222,33 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
         unpause(state, event.timestamp_us)
         if attempt.decision.command_type in _RUNS_ANEW:
             state.runs = None
+            detection.begun_anew(state)
         elif state.runs is not None:
             state.runs.pop(state.graph.index.get(attempt.decision.step_id, -1), None)
             state.runs = state.runs or None
     return True
 
 
-def step_done(state: WorkflowState, step_id: str, command_id: str | None, run: StepRun | None) -> None:
-    """A step completed. Its case is recovered, unless a command is out that this completion does not answer."""
-    case = state.case_of(step_id)
-    if case is None:
-        return
+def _branch_stopped(state: WorkflowState, step_id: str) -> None:
+    """A step was stopped because another failed: it can begin again."""
+    number = state.graph.index.get(step_id, -1)
+    if state.runs and number in state.runs:
+        del state.runs[number]
+        state.runs = state.runs or None
+        state.set_step(number, PENDING)
+
+
+def step_done(
+    state: WorkflowState, step_id: str, command_id: str | None, run: StepRun | None, *, skipped: bool = False
+) -> None:
+    """A step completed. Its case is recovered, unless a command is out that this completion does not answer; that of a
+    loop when any step shows that the workflow has left it."""
+    for case in tuple((state.cases or {}).values()):
+        if case.step_id == step_id if skipped or not case.loop else detection.loop_left(state, case):
+            _done(state, case, command_id, run)
+
+
+def _done(state: WorkflowState, case: Case, command_id: str | None, run: StepRun | None) -> None:
     attempt = case.attempt
     if attempt is not None and in_flight(attempt) and command_id != attempt.decision.command_id:
         if run is None or run.started_at_us < attempt.sent_at_us:

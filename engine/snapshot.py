@@ -18,9 +18,10 @@ from schemas.state_schema import StateSchema, compiled
 
 from .graph import Graph, graph_of
 from .state import Attempt, Case, StepRun, WorkflowState
+from .usage import Usage
 
 #: Raised by one whenever the state or its fold changes in a way that older snapshots do not fit.
-VERSION = 5
+VERSION = 6
 #: Largest snapshot that is read, uncompressed: about 500,000 open workflows of one partition.
 SIZE_BYTES_MAX = 2 * 1024**3
 
@@ -100,12 +101,15 @@ _SKIPPED = (
     "known",
     "effects",
     "sizes",
+    "recent",
+    "usage",
+    "leases",
     "transitions",
     "schema",
 )
 _NAMES = tuple(f.name for f in fields(WorkflowState) if f.name not in _SKIPPED)
 _RUN = tuple(f.name for f in fields(StepRun))
-_CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progress"))
+_CASE = tuple(f.name for f in fields(Case) if f.name not in ("attempt", "progress", "loop"))
 
 
 def _text(data: bytes | bytearray) -> str:
@@ -119,7 +123,14 @@ def _row(state: WorkflowState, graph: int, codec: Codec) -> list[Any]:
     plain = [getattr(state, name) for name in _NAMES]
     tip = None if state.tip is None else _text(state.tip)
     packed = [_text(state.checkpoints), _text(state.known), _text(state.effects)]
-    return [plain, graph, _text(state.steps), runs, cases, tip, *packed, state.sizes]
+    detection = [_text(state.recent), _usage_row(state.usage), state.leases]
+    return [plain, graph, _text(state.steps), runs, cases, tip, *packed, state.sizes, detection]
+
+
+def _usage_row(usage: Usage | None) -> list[Any] | None:
+    if usage is None:
+        return None
+    return [[[*key, _text(samples)] for key, samples in usage.series.items()], _text(usage.calls), _text(usage.known)]
 
 
 def _case_row(case: Case, codec: Codec) -> list[Any]:
@@ -139,11 +150,11 @@ def _case_row(case: Case, codec: Codec) -> list[Any]:
             a.held_at_us,
         ]
     )
-    return [[getattr(case, f) for f in _CASE], attempt, case.progress]
+    return [[getattr(case, f) for f in _CASE], attempt, case.progress, _text(case.loop)]
 
 
 def _state(row: list[Any], graphs: list[Any], schemas: list[StateSchema], codec: Codec) -> WorkflowState:
-    plain, graph, steps, runs, cases, tip, checkpoints, known, effects, sizes, schema = row
+    plain, graph, steps, runs, cases, tip, checkpoints, known, effects, sizes, detection, schema = row
     if not all(isinstance(v, _PLAIN) for v in plain):
         raise SnapshotError("a field has the wrong type")
     state = WorkflowState(**dict(zip(_NAMES, plain, strict=True)))
@@ -158,12 +169,24 @@ def _state(row: list[Any], graphs: list[Any], schemas: list[StateSchema], codec:
     state.known = a2b_base64(known)
     state.effects = a2b_base64(effects)
     state.sizes = None if sizes is None else {str(k): float(v) for k, v in sizes.items()}
+    recent, usage, leases = detection
+    state.recent = a2b_base64(recent)
+    state.usage = _usage(usage)
+    state.leases = leases
     return state
 
 
+def _usage(row: list[Any] | None) -> Usage | None:
+    if row is None:
+        return None
+    series, calls, known = row
+    return Usage({(name, step): a2b_base64(data) for name, step, data in series}, a2b_base64(calls), a2b_base64(known))
+
+
 def _case(row: list[Any], codec: Codec) -> Case:
-    plain, attempt, progress = row
+    plain, attempt, progress, loop = row
     case = Case(**dict(zip(_CASE, plain, strict=True)))
+    case.loop = a2b_base64(loop)
     case.progress = None if progress is None else {k: (v[0], v[1]) for k, v in progress.items()}
     if attempt is not None:
         decision = codec.decode(a2b_base64(attempt[0]))

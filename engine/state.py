@@ -15,6 +15,7 @@ from schemas.records.events import CheckpointCreated, RecoveryDecided
 from schemas.state_schema import StateSchema
 
 from .graph import EMPTY, Graph
+from .usage import Usage
 
 #: Checkpoints remembered per workflow; the story's default retention.
 CHECKPOINTS_MAX = 50
@@ -63,6 +64,9 @@ class StepRun:
     timeout_ms: int | None
     heartbeat_timeout_ms: int | None
     timed_out: bool = False
+    #: Digests of its input's digest and of what its heartbeats said last; 0 when nothing was said.
+    given: int = 0
+    said: int = 0
 
 
 @dataclass(slots=True)
@@ -124,6 +128,8 @@ class Case:
     cost: float = 0.0
     scaled: float = 1.0
     holds_dependants: bool = False
+    #: What the workflow did when its loop was found (see `engine.recent`): it has to leave that.
+    loop: bytes = b""
 
 
 class Transition(NamedTuple):
@@ -188,6 +194,12 @@ class WorkflowState:
     cost: float = 0.0
     #: The coordinator knows of it: it asked for a resource or waits for another workflow.
     coordinated: bool = False
+    #: The steps completed last, for finding loops, and whether a state was saved since the last of them.
+    recent: bytes = b""
+    fresh: bool = False
+    usage: Usage | None = None
+    #: Leases that steps asked for: id, number of the step.
+    leases: dict[str, int] | None = None
     transitions: tuple[Transition, ...] = ()
 
     @property

@@ -175,7 +175,7 @@ def test_healthy_workflow_is_left_alone(made: list[tuple[str, bool]]) -> None:
     for step, save in made:
         service.start(step)
         if save:
-            service.checkpoint(step, saved)
+            service.checkpoint(step, lambda w, s: saved(w, s, service.sequence))
         world.advance(1_000)
         service.complete(step)
     assert not world.commands
