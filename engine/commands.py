@@ -39,7 +39,7 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
         "epoch": attempt.epoch,
         "last_sequence": state.last_sequence,
     }
-    if decision.command_type == "ResumeFromCheckpoint":
+    if decision.command_type in ("ResumeFromCheckpoint", "RollbackTo"):
         offered["step_id"] = None  # go on after the checkpoint, wherever that is
     if decision.parameters is not None:
         offered |= json.loads(decision.parameters)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from schemas.ids import derive_id
 from schemas.records.events import (
     ErrorClassified,
-    RecoveryDecided,
     RepairHeld,
     WorkflowErrorOccurred,
     WorkflowFailed,
@@ -23,10 +21,10 @@ from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .fold_stages import BRANCHES
 from .inforce import NO_BREAKERS, Breakers
-from .ladder import attempt_id_of, choose
 from .outcome import finished
 from .policy.model import Policy
-from .state import Case, Transition, WorkflowState
+from .propose import propose
+from .state import Transition, WorkflowState
 from .strategies import MANUAL
 
 
@@ -80,7 +78,7 @@ def _opened(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
     assert t.case is not None
     yield _classified(event, t.case.error_id, "opened")
     yield from branches.opened(state, event, policy, t.case)
-    yield from _next(state, event, policy, t.case)
+    yield from propose(state, event, policy, t.case)
 
 
 def _again(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
@@ -99,14 +97,14 @@ def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition
     yield finished(event, t)
     if isinstance(event.record, WorkflowErrorOccurred):
         yield _classified(event, t.case.error_id, "joined")
-    yield from _next(state, event, policy, t.case)
+    yield from propose(state, event, policy, t.case)
 
 
 def _staged(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     """A command was answered and is over: the strategy goes on."""
     assert t.case is not None
     yield finished(event, t)
-    yield from _next(state, event, policy, t.case)
+    yield from propose(state, event, policy, t.case)
 
 
 def _held(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
@@ -209,55 +207,5 @@ def _classified(event: Delivered, root_error_id: str, disposition: str, *, note:
             fingerprint=fingerprint(record),
             rule=f"{kind.rule}; {note}" if note else kind.rule,
             disposition=disposition,
-        )
-    )
-
-
-def _next(state: WorkflowState, event: Delivered, policy: Policy, case: Case) -> Iterator[Effect]:
-    """The next decision of a case that has no attempt."""
-    choice = choose(state, case, policy, event.timestamp_us)
-    checkpoint, parameters = choice.plan.checkpoint, choice.plan.parameters
-    number = case.attempts + 1
-    event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
-    evidence = {
-        "occurrences": case.occurrences,
-        "attempts": case.attempts,
-        "workflow_attempts": state.attempts,
-        "open_ms": (event.timestamp_us - case.opened_at_us) // 1000,
-        "checkpoints": len(state.checkpoints_before(case.opened_offset)),
-        "severity": case.severity,
-        "action": choice.plan.action,
-        **({"unanswered": case.unanswered} if case.unanswered else {}),
-        **({"trigger": choice.trigger} if choice.trigger else {}),
-    }
-    yield Append(
-        fact(
-            RecoveryDecided,
-            event,
-            f"decided|{case.error_id}",
-            number,
-            error_id=case.error_id,
-            attempt_id=attempt_id_of(case),
-            attempt_number=number,
-            error_type=case.error_type,
-            rung=choice.rung,
-            strategy=choice.strategy,
-            step_id=choice.plan.step_id or case.step_id,
-            command_type=choice.plan.command_type,
-            command_id=derive_id(event_id, "command") if choice.plan.command_type else None,
-            execute_after_ms=choice.plan.execute_after_ms,
-            timeout_ms=choice.plan.timeout_ms,
-            checkpoint_id=checkpoint.checkpoint_id if checkpoint else None,
-            checkpoint_partition=state.partition if checkpoint else None,
-            checkpoint_offset=checkpoint.offset if checkpoint else None,
-            checkpoint_digest=checkpoint.digest if checkpoint else None,
-            policy_version=policy.version,
-            rule=choice.rule,
-            evidence=json.dumps(evidence, sort_keys=True),
-            alternatives=json.dumps([{"strategy": s, "reason": r} for s, r in choice.passed_over]),
-            stage=choice.plan.stage,
-            parameters=None if parameters is None else json.dumps(dict(parameters), sort_keys=True),
-            cost=choice.cost,
-            ladder=choice.ladder,
         )
     )

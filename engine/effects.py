@@ -57,7 +57,7 @@ CoordinatorEffect = AppendTo | Broadcast
 R = TypeVar("R", bound=Record)
 
 
-def fact(kind: type[R], cause: Delivered, label: str, number: int = 0, **fields: object) -> R:
+def fact(kind: type[R], cause: Delivered, label: str, number: int = 0, /, **fields: object) -> R:
     """A record caused by `cause`: its id is derived from the cause, its time is the cause's broker time."""
     source = cause.record
     return kind(

@@ -18,6 +18,7 @@ from .events import Delivered
 from .ladder import attempt_id_of
 from .outcome import finished
 from .policy.model import Policy
+from .propose import propose
 from .state import Case, CheckpointRef, Transition, WorkflowState
 
 #: Ladder of the repairs that people chose: they are outside every budget, and no breaker holds them.
@@ -43,6 +44,7 @@ def intervention_resolved(state: WorkflowState, record: InterventionResolved, ev
     attempt = case.attempt
     if record.decision in ("retry", "restart"):
         case.attempt = None
+        case.undo_tries = 0
     state.transitions = (Transition("resolved", case, attempt, "succeeded", record.decision),)
     return False
 
@@ -121,6 +123,9 @@ def resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
     elif record.decision in ("retry", "restart"):
         if t.attempt is not None:
             yield finished(event, t)
+        if t.case.undoing and record.decision == "retry":  # half undone: it goes on where it failed
+            yield from propose(state, event, policy, t.case)
+            return
         restart = record.decision == "restart" or not t.case.step_id
         found = state.checkpoints_before(t.case.opened_offset)
         yield _operator_decision(

@@ -127,7 +127,7 @@ class Service:
         if steps:
             self.emit(WorkflowStarted, workflow_version="1", steps=steps, **started)
 
-    def build(self, kind: type[R], **fields: object) -> R:
+    def build(self, kind: type[R], /, **fields: object) -> R:
         """A record of this workflow with the next id."""
         return kind(
             event_id=self.world.new_id(),
@@ -138,7 +138,7 @@ class Service:
             **cast(Any, fields),
         )
 
-    def emit(self, kind: type[R], **fields: object) -> R:
+    def emit(self, kind: type[R], /, **fields: object) -> R:
         """Write one record and let the engine react."""
         record = self.build(kind, **fields)
         self.world.append(record)
