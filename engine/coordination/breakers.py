@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from engine.backoff import jittered_ms
 from engine.coordinating import key_of
@@ -28,6 +28,7 @@ from schemas.records.coordination import CoordinationTimerFired, FailureEnded, F
 from schemas.records.events import BreakerChanged, RepairReleased
 
 from . import PRODUCER, Addressee, fact_for
+from .windows import Window, Windows
 
 TIMER = "breaker"
 WORKFLOW_TYPE = "kintsugi.breaker"
@@ -35,10 +36,6 @@ WORKFLOW_TYPE = "kintsugi.breaker"
 #: Breakers that are not closed. Partitions remember four times as many (`engine.inforce.BREAKERS_MAX`); the failures of
 #: further keys are repaired as if there were no breakers.
 OPEN_MAX = 1_024
-#: Keys whose failures are counted; the one that failed longest ago is forgotten first.
-KEYS_MAX = 4_096
-#: Workflows remembered in all windows together, 36 bytes each: a threshold of 50 fits for every key.
-OBSERVED_MAX = 250_000
 #: Repairs that wait here, of all breakers together (300 bytes each). Those beyond it wait for their own timers.
 WAITING_MAX = 100_000
 #: Members of waves whose outcome is not known yet, per breaker; the oldest are asked after no more.
@@ -55,17 +52,6 @@ WAVE_MAX = 500
 GOOD_SHARE = 0.8
 #: Time a wave is given. Without any failure one recovery is enough then: steps may take long.
 WAVE_ANSWER_US = 60_000_000
-
-
-@dataclass(slots=True)
-class Window:
-    """The workflows that failed lately on one key: the threshold's number of them is enough, so no more are kept."""
-
-    kind: str
-    first_us: int
-    failures: int = 0
-    #: Workflow to the time of its last failure, the oldest first.
-    workflows: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,6 +73,8 @@ class Breaker:
     sequence: int
     phase: str
     due_us: int
+    #: Moments that have passed: no two of them have one id.
+    moments: int = 0
     #: Times in a row that canaries failed.
     tries: int = 0
     wave: int = 0
@@ -99,7 +87,7 @@ class Breaker:
     ceiling: int = WAVE_MAX
     #: Whether the last wave was good.
     healthy: bool = False
-    #: Errors whose repair was let go and has not ended; the value is for JSON's sake.
+    #: Errors whose repair was let go and has not ended, and when that was: `sent_us` tells the members of this wave.
     flying: dict[str, int] = field(default_factory=dict)
     #: Error to its repair, in the order in which they came.
     waiting: dict[str, Waiting] = field(default_factory=dict)
@@ -121,12 +109,11 @@ class Change:
 class Breakers:
     """All breakers. `changes` is what became of them by the record folded last."""
 
-    name = "breakers"
+    name: ClassVar[str] = "breakers"
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
-        self._windows: dict[str, Window] = {}
-        self._observed = 0
+        self._windows = Windows()
         self._open: dict[str, Breaker] = {}
         self._waiting = 0
         #: Key of a closed breaker to its sequence.
@@ -157,7 +144,7 @@ class Breakers:
         for breaker in self._open.values():
             if breaker.due_us <= now_us:
                 yield CoordinationTimerFired(
-                    event_id=derive_id(f"{breaker.key}|{breaker.phase}", TIMER, breaker.due_us),
+                    event_id=derive_id(f"{breaker.key}|{breaker.sequence}|{breaker.moments}", TIMER, breaker.due_us),
                     workflow_id=breaker_id(breaker.key),
                     workflow_type=WORKFLOW_TYPE,
                     occurred_at=breaker.due_us,
@@ -175,34 +162,13 @@ class Breakers:
 
     def _failure(self, record: FailureSeen, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
         key = key_of(record.fingerprint, record.dependency)
-        window = self._observe(key, record, now_us, storms)
+        window = self._windows.observe(key, record, now_us, storms)
         breaker = self._open.get(key)
         if breaker is None:
             if storms.enabled and len(window.workflows) >= storms.threshold and len(self._open) < OPEN_MAX:
                 yield self._opened(key, window, record, now_us)
-        elif breaker.flying.pop(record.error_id, None) is not None:
+        else:
             yield from self._member_failed(breaker, record, now_us)
-
-    def _observe(self, key: str, record: FailureSeen, now_us: int, storms: Storms) -> Window:
-        window = self._windows.pop(key, None)
-        if window is None:
-            window = Window(kind="dependency" if record.dependency else "fingerprint", first_us=now_us)
-        self._windows[key] = window  # the last to be forgotten
-        seen = window.workflows
-        before = len(seen)
-        seen.pop(record.workflow_id, None)
-        while seen and (oldest := next(iter(seen))) and seen[oldest] <= now_us - storms.window_ms * 1000:
-            del seen[oldest]
-        if not seen:
-            window.first_us, window.failures = now_us, 0
-        while len(seen) >= storms.threshold:
-            del seen[next(iter(seen))]
-        seen[record.workflow_id] = now_us
-        window.failures += 1
-        self._observed += len(seen) - before
-        while len(self._windows) > KEYS_MAX or (self._observed > OBSERVED_MAX and len(self._windows) > 1):
-            self._observed -= len(self._windows.pop(next(iter(self._windows))).workflows)
-        return window
 
     def _repair_waits(self, record: RepairWaiting, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
         waiting = Waiting(Addressee.of(record), record.attempt_id)
@@ -213,8 +179,7 @@ class Breakers:
                 yield self._tell(record.breaker, _kind_of(record.breaker), "closed", record, now_us, "it is not known")
             yield _released(record.breaker, 0, False, record.error_id, waiting, record, now_us)
             return
-        if breaker.flying.pop(record.error_id, None) is not None:  # its next attempt is held: this one did not help
-            yield from self._member_failed(breaker, record, now_us)
+        yield from self._member_failed(breaker, record, now_us)  # its next attempt is held: the last did not help
         if breaker.waiting.pop(record.error_id, None) is not None:
             self._waiting -= 1
         if self._waiting >= WAITING_MAX:
@@ -232,7 +197,7 @@ class Breakers:
             return
         if breaker.waiting.pop(record.error_id, None) is not None:
             self._waiting -= 1
-        if breaker.flying.pop(record.error_id, None) is None:
+        if breaker.flying.pop(record.error_id, None) != breaker.sent_us:
             return
         if record.outcome == "recovered":
             breaker.recovered += 1
@@ -240,31 +205,31 @@ class Breakers:
             breaker.released -= 1
         if breaker.phase == "wave":
             yield from self._judge(breaker, record, now_us)
+        elif breaker.phase == "pause" and breaker.recovered and not breaker.failed:
+            _good(breaker, now_us)  # its wave was given up for want of an answer: the steps take long
 
     def _moment(self, breaker: Breaker, record: Record, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
+        breaker.moments += 1
         if breaker.phase == "wave":
             if breaker.recovered and not breaker.failed:
-                yield from self._good(breaker, record, now_us)
+                _good(breaker, now_us)
             else:
-                yield from self._bad(
-                    breaker, record, now_us, "no answer" if not breaker.failed else "too few recovered"
-                )
+                yield from self._bad(breaker, record, now_us, "too few recovered in time")
         elif breaker.phase == "idle":
-            if self._storming(breaker.key, now_us, storms):
+            if self._windows.storming(breaker.key, now_us, storms):
                 breaker.due_us = now_us + storms.quiet_ms * 1000
             else:
                 yield self._change(breaker, "closed", record, now_us, "nothing waits and nothing failed for a while")
                 del self._open[breaker.key]
         elif not breaker.waiting:
-            self._rest(breaker, now_us, storms)
+            breaker.phase, breaker.due_us = "idle", now_us + storms.quiet_ms * 1000
         else:
             yield from self._send(breaker, record, now_us, storms)
 
     # What follows
 
     def _opened(self, key: str, window: Window, record: Record, now_us: int) -> CoordinatorEffect:
-        self._closed.pop(key, None)
-        breaker = Breaker(key, window.kind, "closed", 0, "pause", 0)
+        breaker = Breaker(key, window.kind, "closed", self._closed.pop(key, 0), "pause", 0)
         breaker.due_us = now_us + _pause_us(breaker)
         self._open[key] = breaker
         count = len(window.workflows)
@@ -281,7 +246,7 @@ class Breakers:
         chosen = [error_id for error_id, _ in zip(breaker.waiting, range(breaker.size), strict=False)]
         for error_id in chosen:
             waiting = breaker.waiting.pop(error_id)
-            breaker.flying[error_id] = 0
+            breaker.flying[error_id] = now_us
             yield _released(breaker.key, breaker.wave, canary, error_id, waiting, record, now_us)
         self._waiting -= len(chosen)
         while len(breaker.flying) > FLYING_MAX:
@@ -289,7 +254,11 @@ class Breakers:
         breaker.released, breaker.recovered, breaker.failed = len(chosen), 0, 0
         breaker.phase, breaker.sent_us, breaker.due_us = "wave", now_us, now_us + WAVE_ANSWER_US
 
-    def _member_failed(self, breaker: Breaker, record: Record, now_us: int) -> Iterator[CoordinatorEffect]:
+    def _member_failed(
+        self, breaker: Breaker, record: FailureSeen | RepairWaiting, now_us: int
+    ) -> Iterator[CoordinatorEffect]:
+        if breaker.flying.pop(record.error_id, None) != breaker.sent_us:
+            return  # no member, or one of an earlier wave, which was judged without it
         breaker.failed += 1
         if breaker.phase == "wave":
             yield from self._judge(breaker, record, now_us)
@@ -300,12 +269,10 @@ class Breakers:
         if breaker.failed > breaker.released - needed:
             yield from self._bad(breaker, record, now_us, "too few recovered")
         elif breaker.recovered >= needed and breaker.recovered:
-            yield from self._good(breaker, record, now_us)
-
-    def _good(self, breaker: Breaker, record: Record, now_us: int) -> Iterator[CoordinatorEffect]:
-        breaker.tries, breaker.healthy, breaker.phase = 0, True, "gap"
-        breaker.due_us = max(now_us, breaker.sent_us + WAVE_GAP_US)
-        return iter(())
+            _good(breaker, now_us)
+        elif breaker.released == 0:  # its members ended otherwise, and told nothing: others go in their place
+            breaker.phase = "gap" if breaker.wave else "pause"
+            breaker.due_us = max(now_us, breaker.sent_us + WAVE_GAP_US)
 
     def _bad(self, breaker: Breaker, record: Record, now_us: int, why: str) -> Iterator[CoordinatorEffect]:
         if breaker.wave:
@@ -315,16 +282,6 @@ class Breakers:
         breaker.due_us = now_us + _pause_us(breaker)
         if breaker.state == "half_open":
             yield self._change(breaker, "open", record, now_us, f"wave {breaker.wave}: {why}")
-
-    def _rest(self, breaker: Breaker, now_us: int, storms: Storms) -> None:
-        breaker.phase, breaker.due_us = "idle", now_us + storms.quiet_ms * 1000
-
-    def _storming(self, key: str, now_us: int, storms: Storms) -> bool:
-        window = self._windows.get(key)
-        if window is None:
-            return False
-        since_us = now_us - storms.window_ms * 1000
-        return sum(at_us > since_us for at_us in window.workflows.values()) >= storms.threshold
 
     def _change(self, breaker: Breaker, state: str, record: Record, now_us: int, reason: str) -> CoordinatorEffect:
         breaker.state = state
@@ -358,12 +315,10 @@ class Breakers:
             )
         )
 
-    # Snapshots
-
     def dump(self) -> dict[str, Any]:
         """Everything but `changes`, which are over."""
         return {
-            "windows": [[key, w.kind, w.first_us, w.failures, w.workflows] for key, w in self._windows.items()],
+            "windows": self._windows.dump(),
             "open": [_dump_breaker(breaker) for breaker in self._open.values()],
             "closed": self._closed,
         }
@@ -371,11 +326,7 @@ class Breakers:
     def load(self, value: Any) -> None:
         """Inverse of `dump`."""
         self.changes = []
-        self._windows = {
-            key: Window(kind, first_us, failures, dict(workflows))
-            for key, kind, first_us, failures, workflows in value["windows"]
-        }
-        self._observed = sum(len(w.workflows) for w in self._windows.values())
+        self._windows.load(value["windows"])
         self._open = {row["key"]: _load_breaker(row) for row in value["open"]}
         self._waiting = sum(len(b.waiting) for b in self._open.values())
         self._closed = dict(value["closed"])
@@ -384,6 +335,11 @@ class Breakers:
 def breaker_id(key: str) -> str:
     """The id that records of a breaker carry as their workflow's."""
     return derive_id(key, "breaker")
+
+
+def _good(breaker: Breaker, now_us: int) -> None:
+    breaker.tries, breaker.healthy, breaker.phase = 0, True, "gap"
+    breaker.due_us = max(now_us, breaker.sent_us + WAVE_GAP_US)
 
 
 def _kind_of(key: str) -> str:

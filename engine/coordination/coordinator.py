@@ -17,6 +17,8 @@ from schemas.records.coordination import CoordinationTimerFired
 from schemas.records.events import PolicyChanged
 
 from . import Component
+from .breakers import Breakers
+from .incidents import Incidents
 from .leases import Leases
 from .waits import Waits
 
@@ -29,8 +31,8 @@ SEEN_MAX = 50_000
 
 def components() -> tuple[Component, ...]:
     """All parts of the coordinator, in the order in which they see a record."""
-    leases = Leases()
-    return leases, Waits(leases)
+    leases, breakers = Leases(), Breakers()
+    return leases, Waits(leases), breakers, Incidents(breakers)
 
 
 class Coordinator:
