@@ -42,7 +42,8 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
     if decision.command_type in ("ResumeFromCheckpoint", "RollbackTo"):
         offered["step_id"] = None  # go on after the checkpoint, wherever that is
     if decision.parameters is not None:
-        offered |= json.loads(decision.parameters)
+        given = json.loads(decision.parameters)
+        offered |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     fields = kind.__dataclass_fields__
     return fact(
         kind,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from schemas.ids import derive_id
 
 from .backoff import jittered_ms
+from .branches import waiting
 from .policy.model import Backoff, Ladder, Policy, Rung
 from .safety import Unknowable, checked
 from .state import Case, WorkflowState
@@ -41,7 +42,7 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
         return _undo(state, case, policy, ladder)
     spent = _spent(state, case, ladder, policy, now_us)
     if spent is not None:
-        return _human(state, case, policy, ladder, spent, "max_recovery_attempts_exceeded", passed)
+        return _give_up(state, case, policy, ladder, spent, "max_recovery_attempts_exceeded", passed)
     reached, tries = (case.progress or {}).get(ladder.name, (0, 0))
     attempt_id = attempt_id_of(case)
     for number in range(reached, len(ladder.rungs)):
@@ -70,7 +71,7 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
         passed.append((rung.strategy, reason or ""))
     critical = case.severity == "critical"
     trigger = "critical_state_corruption" if critical else "all_recovery_strategies_failed"
-    return _human(state, case, policy, ladder, "the ladder is exhausted", trigger, passed)
+    return _give_up(state, case, policy, ladder, "the ladder is exhausted", trigger, passed)
 
 
 def _undo(state: WorkflowState, case: Case, policy: Policy, ladder: Ladder) -> Choice:
@@ -129,6 +130,36 @@ def _rung_spent(case: Case, rung: Rung, made: int, now_us: int) -> str | None:
     if rung.time_ms_max is not None and now_us - case.opened_at_us > rung.time_ms_max * 1000:
         return f"open for longer than {rung.time_ms_max} ms"
     return None
+
+
+def _give_up(
+    state: WorkflowState,
+    case: Case,
+    policy: Policy,
+    ladder: Ladder,
+    rule: str,
+    trigger: str,
+    passed: list[tuple[str, str]],
+) -> Choice:
+    """No repair is left: leave the step and its dependants out, or end the workflow, where the policy says so; once."""
+    what, last = policy.coordination.dependants, len(ladder.rungs)
+    tried = (case.progress or {}).get(ladder.name, (0, 0))
+    known = state.graph.spec(case.step_id) is not None
+    if what == "hold" or not known or case.severity == "critical" or (tried[0] >= last and tried[1] > 0):
+        return _human(state, case, policy, ladder, rule, trigger, passed)
+    rule = f"coordination.dependants: {what}; {rule}"
+    if what == "fail":
+        plan = Plan(command_type="CancelWorkflow", action=f"give the workflow up: step {case.step_id!r} failed")
+        return Choice("fail_dependants", last, plan, rule, tuple(passed), ladder=ladder.name)
+    left_out = waiting(state, case.step_id)
+    found = state.checkpoints_before(case.opened_offset)
+    plan = Plan(
+        command_type="SkipStep",
+        action=f"leave out step {case.step_id!r} and {len(left_out)} that depend on it",
+        checkpoint=found[-1] if found else None,
+        parameters={"dependants": list(left_out)},
+    )
+    return Choice("skip_dependants", last, plan, rule, tuple(passed), ladder=ladder.name)
 
 
 def _human(

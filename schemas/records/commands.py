@@ -347,3 +347,4 @@ class SkipStep(Command):
     started_partition: int | None = None
     started_offset: int | None = None
     sealed: bytes | None = None
+    dependants: tuple[str, ...] = ()

@@ -6,11 +6,12 @@ import pytest
 
 from engine.policy import Policy, load_policy
 from engine.testing import Service, World
-from schemas.records.commands import CancelStep, RetryStep
+from schemas.records.commands import CancelStep, RetryStep, SkipStep
 from schemas.records.events import (
     DependantsHeld,
     DependantsReleased,
     RepairHeld,
+    StepSkipped,
     StepSpec,
     WorkflowCancelled,
     WorkflowStarted,
@@ -107,6 +108,51 @@ def test_a_branch_that_never_ends_holds_a_repair_no_longer_than_its_own_deadline
     service.complete("lint")
     service.world.advance(2 * 3_600_000)
     assert "build" in {getattr(c, "step_id", None) for c in service.world.commands}
+
+
+def given_up(dependants: str) -> Service:
+    """A step whose ladder has come to its end."""
+    text = f"""
+workflow_error_handling:
+  coordination:
+    dependants: {dependants}
+  recovery_strategies:
+    unknown_error:
+      strategy: retry_step
+      max_retries: 1
+"""
+    service = Service(World(load_policy(text, "test")), STEPS)
+    service.start("build")
+    service.fail("build")
+    (retry,) = service.world.commands
+    service.acknowledge(retry)
+    service.start("build", retry)
+    service.fail("build", command=retry)
+    return service
+
+
+def test_a_step_that_cannot_be_repaired_is_left_out_with_its_dependants() -> None:
+    service = given_up("skip")
+    command = service.world.commands[-1]
+    assert isinstance(command, SkipStep)
+    assert (command.step_id, command.dependants) == ("build", ("package", "deploy"))
+    service.acknowledge(command)
+    for step_id in ("package", "deploy", "build"):
+        service.emit(StepSkipped, step_id=step_id, reason="left out", command_id=command.command_id)
+    assert not service.state.cases
+    (released,) = service.world.records(DependantsReleased)
+    assert released.outcome == "skipped"
+
+
+def test_leaving_out_is_tried_once_then_a_human_is_asked() -> None:
+    service = given_up("skip")
+    service.acknowledge(service.world.commands[-1], "failed", detail="cannot")
+    assert [d.strategy for d in service.decisions] == ["retry_step", "skip_dependants", "manual_intervention"]
+
+
+def test_dependants_that_fail_with_their_step_end_the_workflow() -> None:
+    service = given_up("fail")
+    assert [type(c).__name__ for c in service.world.commands] == ["RetryStep", "CancelWorkflow"]
 
 
 @pytest.mark.parametrize(
