@@ -47,6 +47,7 @@ FIELDS = frozenset(
             "timeout_s",
         ),
         *("workflow_id", "checkpoint_id", "error_id", "command_id", "trace_id", "command", "attempt", "checkpoints"),
+        *("policy", "sequence"),
         *("facility", "text", "fatal", "path", "place", "what", "job", "interval_s", "archive_ends"),
     )
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
+from engine.events import Delivered
 from engine.inforce import InForce
 from engine.policy import Policy
 from engine.state import WorkflowState
@@ -46,11 +48,23 @@ class Memory:
         self._lingering: OrderedDict[str, int] = OrderedDict()
         self._fired: OrderedDict[str, None] = OrderedDict()
 
-    def restore(self, states: Iterable[WorkflowState], ended: Iterable[str]) -> None:
+    def restore(self, states: Iterable[WorkflowState], ended: Iterable[str], in_force: dict[str, Any]) -> None:
         """Take over the content of a snapshot."""
+        self.in_force.load(in_force)
         self.ended = OrderedDict.fromkeys(ended)
         for state in states:
             self.keep(state)
+
+    def take(self, event: Delivered) -> bool:
+        """Fold a control record; False for any other. A policy that changes moves the timers of all workflows."""
+        before = self.in_force.policy
+        if not self.in_force.take(event):
+            return False
+        if self.in_force.policy is not before:
+            for state in self.states.values():
+                if not state.ended_at_us:
+                    self._arm(state.workflow_id, next_due_us(state, self.in_force.policy))
+        return True
 
     def get(self, workflow_id: str, workflow_type: str) -> WorkflowState | None:
         """The state to fold on: kept, or the bare fact that the workflow has ended, or none."""

@@ -26,7 +26,13 @@ from schemas.dead_letters import STAGE_APPLY, STAGE_DECODE
 from schemas.errors import AdmissionError, KintsugiError, PoisonError
 from schemas.headers import headers_for, trace_of
 from schemas.records import Command, Record
-from schemas.records.events import CheckpointRejected, RecoveryAttemptFinished, TimerFired, WorkflowErrorOccurred
+from schemas.records.events import (
+    CheckpointRejected,
+    PolicyChanged,
+    RecoveryAttemptFinished,
+    TimerFired,
+    WorkflowErrorOccurred,
+)
 from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS
 
 from . import telemetry
@@ -37,6 +43,7 @@ from .handler import LogRange
 from .inspecting import Inspection
 from .memory import Memory
 from .outbox import Outbox
+from .policies import AppliedPolicies
 from .snapshots import Dumping, Snapshots
 
 ROLE = "recovery"
@@ -74,8 +81,11 @@ class Recovery:
         outbox: Outbox,
         snapshots: Snapshots,
         inspection: Inspection | None = None,
+        policies: AppliedPolicies | None = None,
     ) -> None:
+        """`policies`: what was applied; asked where the log no longer holds how a policy came into force."""
         self._policy = policy
+        self._policies = policies
         self._inspection = inspection or Inspection()
         self._codec = codec
         self._outbox = outbox
@@ -93,12 +103,16 @@ class Recovery:
         """Start at the newest snapshot, else at the beginning; effects begin at the group's position."""
         self._memories.pop(log.partition, None)
         found = self._snapshots.newest(log.partition, low=log.low, high=log.high)
-        start = log.low if found is None else found[0]
+        start = log.low if found is None else found.offset
         # A snapshot is made of what was flushed: when it is newer than the position, so are the effects.
         effects_from = max(start, log.committed if log.committed is not None else start)
         memory = Memory(log.partition, self._policy, effects_from=effects_from, next_offset=start)
         if found is not None:
-            memory.restore(found[1], found[2])
+            memory.restore(found.states, found.ended, found.in_force)
+        elif start > 0 and self._policies is not None:
+            applied = self._policies.before(log.partition, start)
+            if applied is not None:
+                memory.in_force.restore(applied.text, applied.sequence)
         self._memories[log.partition] = memory
         # Not all partitions of one assignment at the same moment: each snapshot holds up the others too.
         self._snapshot_due_s[log.partition] = time.monotonic() + SNAPSHOT_INTERVAL_S * random.uniform(0.5, 1.0)
@@ -108,6 +122,7 @@ class Recovery:
             start=start,
             effects_from=effects_from,
             states=len(memory.states),
+            policy=memory.in_force.policy.version,
         )
         return start
 
@@ -140,7 +155,7 @@ class Recovery:
         if memory.folded >= SNAPSHOT_RECORDS or now_s >= self._snapshot_due_s[partition]:
             least_s = self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9
             if now_s >= least_s and self._dumping is None and not self._snapshots.busy:
-                self._dumping = memory, Dumping(memory.next_offset, memory.states, memory.ended)
+                self._dumping = memory, Dumping(memory.next_offset, memory.states, memory.ended, memory.in_force)
                 memory.folded = 0
 
     def tick(self, now_us: int, caught_up: Callable[[int], bool]) -> int | None:
@@ -180,7 +195,8 @@ class Recovery:
             memory = self._memories.get(partition)
             under_way = self._dumping is not None and self._dumping[0] is memory
             if memory is not None and (memory.folded or under_way):
-                self._snapshots.save(partition, memory.next_offset, memory.states.values(), memory.ended)
+                states = memory.states.values()
+                self._snapshots.save(partition, memory.next_offset, states, memory.ended, memory.in_force)
         self._snapshots.settle(deadline)
         self.lost(partitions)
 
@@ -217,8 +233,8 @@ class Recovery:
         timestamp_us = message.timestamp()[1] * 1000
         memory.log_us = max(memory.log_us, timestamp_us)
         event = self._inspection.inspector.deliver(record, memory.partition, offset, timestamp_us)
-        if memory.in_force.take(event):
-            _processed(ROLE, "control").inc()
+        if memory.take(event):
+            self._note_policy(memory, event)
             return
         if self._dumping is not None and self._dumping[0] is memory:
             self._dumping[1].spare(record.workflow_id)
@@ -240,6 +256,18 @@ class Recovery:
                 trace = trace_of(headers_of(message)) or memory.traces.get(record.workflow_id)
                 memory.follow(state, trace)
                 self._act(effects, memory.partition, trace)
+
+    def _note_policy(self, memory: Memory, event: Delivered) -> None:
+        _processed(ROLE, "control").inc()
+        record = event.record
+        if type(record) is not PolicyChanged or event.offset < memory.effects_from:
+            return
+        if memory.in_force.refused:
+            self._log.error("policy refused", partition=memory.partition, reason=memory.in_force.refused)
+        elif memory.in_force.sequence == record.sequence:
+            self._log.info(
+                "policy in force", partition=memory.partition, policy=record.policy_version, sequence=record.sequence
+            )
 
     def _act(self, effects: Iterable[Effect], partition: int, trace: str | None) -> None:
         for effect in effects:

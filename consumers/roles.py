@@ -23,7 +23,7 @@ from schemas.errors import ConfigError, FatalError, RetriableError
 from schemas.keystore import open_keystore
 from schemas.objects import Objects
 from schemas.registry import Registry
-from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS
+from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS, POLICIES
 
 from . import telemetry
 from .archiver import Archiver
@@ -40,6 +40,7 @@ from .keeper.scrub import Scrubber
 from .keeper.tables import Tables
 from .loop import Loop
 from .outbox import Outbox
+from .policies import PolicyLog
 from .recovery import Recovery
 from .settings import RoleSettings
 from .snapshots import Snapshots
@@ -65,13 +66,14 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     """The recovery role. ConfigError, FatalError or RetriableError when a dependency is not as it must be."""
     for warning in policy.warnings:
         telemetry.log().warning("policy", warning=warning)
-    cluster = _cluster(settings, (EVENTS, COMMANDS, COORDINATION, DEAD_LETTERS))
+    cluster = _cluster(settings, (EVENTS, COMMANDS, COORDINATION, POLICIES, DEAD_LETTERS))
     codec = codec_of(settings, stack)
     clock = BrokerClock()
     with _named_settings():
         outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     snapshots = Snapshots(settings.objects, cluster=cluster, group=settings.group, topic=EVENTS)
-    handler = Recovery(policy, codec, outbox, snapshots, inspection_of(settings, policy))
+    policies = PolicyLog(settings.kafka)
+    handler = Recovery(policy, codec, outbox, snapshots, inspection_of(settings, policy), policies)
     stack.callback(handler.close)
     return _loop("recovery", settings, handler, clock)
 

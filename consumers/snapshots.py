@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
+from typing import Any, NamedTuple
 
 import orjson
 from obstore.store import ObjectStore, from_url
 
+from engine.inforce import InForce
 from engine.snapshot import VERSION, Dump, SnapshotError, load
 from engine.state import WorkflowState
 from schemas.errors import ConfigError
@@ -27,8 +29,17 @@ from .deadline import Deadline
 KEPT = 3
 #: Uploads under way at once; a partition whose turn is full comes back later.
 UPLOADS_MAX = 8
-_MAGIC = b"KNTSNAP1"
+_MAGIC = b"KNTSNAP2"
 _HEADER_SIZE_BYTES_MAX = 64 * 1024
+
+
+class Found(NamedTuple):
+    """A snapshot that was read: its place, the states, ids of ended workflows, and what `InForce.dump` gave."""
+
+    offset: int
+    states: list[WorkflowState]
+    ended: list[str]
+    in_force: dict[str, Any]
 
 
 class Dumping:
@@ -38,8 +49,11 @@ class Dumping:
     why it came to nothing.
     """
 
-    def __init__(self, offset: int, states: Mapping[str, WorkflowState], ended: Iterable[str]) -> None:
+    def __init__(
+        self, offset: int, states: Mapping[str, WorkflowState], ended: Iterable[str], in_force: InForce
+    ) -> None:
         self.offset = offset
+        self._in_force = in_force.dump()
         self.failure: Exception | None = None
         self.held_up_s = 0.0
         self._left = dict(states)
@@ -63,8 +77,8 @@ class Dumping:
 
     def data(self) -> bytes:
         """The content of the snapshot; made by the thread that writes it."""
-        gone = b"".join(uuid_bytes(i) for i in self._ended)
-        return len(gone).to_bytes(4, "big") + gone + self._dump.data()
+        parts = b"".join(uuid_bytes(i) for i in self._ended), orjson.dumps(self._in_force)
+        return b"".join(len(part).to_bytes(4, "big") + part for part in parts) + self._dump.data()
 
     def _add(self, state: WorkflowState) -> None:
         try:
@@ -90,8 +104,8 @@ class Snapshots:
         self._uploads: set[Future[None]] = set()
         self._lock = threading.Lock()
 
-    def newest(self, partition: int, *, low: int, high: int) -> tuple[int, list[WorkflowState], list[str]] | None:
-        """(next offset, states, ids of ended workflows) of the newest usable snapshot within the log's offsets."""
+    def newest(self, partition: int, *, low: int, high: int) -> Found | None:
+        """The newest usable snapshot within the log's offsets."""
         try:
             for offset, path in sorted(self._list(partition), reverse=True):
                 if not low <= offset <= high:
@@ -99,11 +113,11 @@ class Snapshots:
                     continue
                 try:
                     found = self._read(bytes(self._store.get(path).bytes()), partition, offset)
-                except (SnapshotError, ValueError, KeyError) as error:
+                except (SnapshotError, ValueError, KeyError, TypeError) as error:
                     self._ignore(path, str(error))
                     continue
                 telemetry.SNAPSHOTS.labels("loaded").inc()
-                return offset, *found
+                return found
         except Exception as error:  # the store is away: the log is there
             telemetry.SNAPSHOTS.labels("failed").inc()
             self._log.warning("snapshots not readable", partition=partition, error=error)
@@ -114,9 +128,11 @@ class Snapshots:
         """Whether uploads are backed up; asking for more would only pile up bytes."""
         return len(self._uploads) >= UPLOADS_MAX
 
-    def save(self, partition: int, offset: int, states: Iterable[WorkflowState], ended: Iterable[str]) -> None:
+    def save(
+        self, partition: int, offset: int, states: Iterable[WorkflowState], ended: Iterable[str], in_force: InForce
+    ) -> None:
         """Write a snapshot of everything before `offset`, taken at once."""
-        made = Dumping(offset, {state.workflow_id: state for state in states}, ended)
+        made = Dumping(offset, {state.workflow_id: state for state in states}, ended, in_force)
         made.take(None)
         self.write(partition, made)
 
@@ -158,7 +174,7 @@ class Snapshots:
             telemetry.SNAPSHOTS.labels("failed").inc()
             self._log.warning("snapshot not saved", partition=partition, error=error)
 
-    def _read(self, data: bytes, partition: int, offset: int) -> tuple[list[WorkflowState], list[str]]:
+    def _read(self, data: bytes, partition: int, offset: int) -> Found:
         size = int.from_bytes(data[8:12], "big")
         if data[:8] != _MAGIC or size > _HEADER_SIZE_BYTES_MAX:
             raise SnapshotError("not a snapshot")
@@ -167,11 +183,10 @@ class Snapshots:
         if head != wanted:
             other = ", ".join(k for k in wanted if head.get(k) != wanted[k])
             raise SnapshotError(f"it belongs to another {other}")
-        at = 12 + size
-        gone_size = int.from_bytes(data[at : at + 4], "big")
-        gone = data[at + 4 : at + 4 + gone_size]
-        states = load(data[at + 4 + gone_size :])
-        return states, [uuid_text(gone[i : i + 16]) for i in range(0, len(gone), 16)]
+        gone, at = _part(data, 12 + size)
+        in_force, at = _part(data, at)
+        ended = [uuid_text(gone[i : i + 16]) for i in range(0, len(gone), 16)]
+        return Found(offset, load(data[at:]), ended, orjson.loads(in_force))
 
     def _ignore(self, path: str, reason: str) -> None:
         telemetry.SNAPSHOTS.labels("ignored").inc()
@@ -185,3 +200,10 @@ class Snapshots:
                 if name.isdigit():
                     found.append((int(name), meta["path"]))
         return found
+
+
+def _part(data: bytes, at: int) -> tuple[bytes, int]:
+    """The part that begins here with its length, and where it ends."""
+    start = at + 4
+    end = start + int.from_bytes(data[at:start], "big")
+    return data[start:end], end

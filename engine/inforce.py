@@ -6,6 +6,7 @@ Both change by facts in the partition itself, so folding it again gives the same
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from schemas.errors import ConfigError
 from schemas.records.events import (
@@ -103,9 +104,20 @@ class InForce:
         return True
 
     def restore(self, text: str, sequence: int) -> None:
-        """Take up an applied policy that a snapshot holds."""
+        """Take up a policy that was applied before the place at which folding begins."""
         if text:
             self._change(text, sequence, "")
+
+    def dump(self) -> dict[str, Any]:
+        """As plain values, for a snapshot."""
+        return {"text": self.text, "sequence": self.sequence, "breakers": self.breakers.dump()}
+
+    def load(self, value: dict[str, Any]) -> None:
+        """Take up what `dump` gave. ValueError, KeyError or TypeError for anything else."""
+        breakers = Breakers.load([(str(key), int(sequence), bool(on)) for key, sequence, on in value["breakers"]])
+        text, sequence = str(value["text"]), int(value["sequence"])
+        self.breakers = breakers
+        self.restore(text, sequence)
 
     def _change(self, text: str, sequence: int, version: str) -> None:
         if sequence <= self.sequence:

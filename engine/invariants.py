@@ -73,6 +73,10 @@ class LogCheck:
         """The partition's log is whole: every workflow in it can be judged."""
         self._whole.add(partition)
 
+    def policy_before(self, partition: int, text: str, sequence: int) -> None:
+        """The partition's log begins after this applied policy came into force there."""
+        self._in_force.setdefault(partition, InForce(self._policy)).restore(text, sequence)
+
     def commands_begin(self, timestamp_us: int) -> None:
         """Commands before this broker time may be gone: none of that time is missed."""
         self._commands_from_us = max(self._commands_from_us, timestamp_us)

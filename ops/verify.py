@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from consumers.history import Bounds, History, ranges_of
 from consumers.log_reader import LogReader, record_of
+from consumers.policies import read_policies
 from engine.events import Delivered
 from engine.inspection import Inspector, deliver
 from engine.invariants import Finding, LogCheck
@@ -123,12 +124,15 @@ class _Verification:
 
     def run(self, progress: Progress) -> None:
         now_us = time.time_ns() // 1000
-        bounds = self._history.bounds()
+        bounds, applied = self._history.bounds(), read_policies(self._log)
         for partition, found in bounds.items():
             if found.first == 0:
                 self._check.begins_at_zero(partition)
             else:
                 self._folded.begins_late(partition)
+                before = applied.before(partition, found.first)
+                if before is not None:
+                    self._check.policy_before(partition, before.text, before.sequence)
             self._report.behind += max(0, found.end - max(found.first, self._positions.get(partition, found.first)))
         for event in self._events(bounds, progress):
             self._report.events += 1

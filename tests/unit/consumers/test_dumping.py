@@ -19,6 +19,7 @@ from consumers.outbox import Outbox
 from consumers.recovery import Recovery
 from consumers.snapshots import Dumping, Snapshots
 from engine.graph import Graph
+from engine.inforce import InForce
 from engine.policy import default_policy
 from engine.snapshot import Dump, dump, load
 from engine.state import WorkflowState
@@ -194,7 +195,7 @@ def test_of_a_partition_that_was_lost_nothing_is_written(tmp_path: Path) -> None
 def test_a_state_that_cannot_be_taken_ends_the_snapshot_and_nothing_else(tmp_path: Path) -> None:
     good, bad = WorkflowState("a", "t", 0), WorkflowState("b", "t", 0)
     bad.checkpoints = cast(bytes, object())
-    dumping = Dumping(1, {"a": good, "b": bad}, [])
+    dumping = Dumping(1, {"a": good, "b": bad}, [], InForce(default_policy()))
     dumping.spare("b")
     assert dumping.take(1)
     assert dumping.failure is not None
@@ -206,7 +207,8 @@ def test_a_state_that_cannot_be_taken_ends_the_snapshot_and_nothing_else(tmp_pat
 
 
 def test_states_are_taken_once_in_their_order_but_for_those_that_changed_meanwhile() -> None:
-    dumping = Dumping(1, {str(n): WorkflowState(str(n), "t", 0) for n in range(4)}, ["x"])
+    states = {str(n): WorkflowState(str(n), "t", 0) for n in range(4)}
+    dumping = Dumping(1, states, ["x"], InForce(default_policy()))
     assert not dumping.take(1)
     for workflow_id in ("3", "0", "3"):
         dumping.spare(workflow_id)

@@ -9,8 +9,14 @@ import pytest
 
 from consumers.deadline import Deadline
 from consumers.snapshots import KEPT, Snapshots
+from engine.inforce import InForce
+from engine.policy import default_policy
 from engine.state import WorkflowState
 from schemas.errors import ConfigError
+
+
+def in_force() -> InForce:
+    return InForce(default_policy())
 
 
 def make(folder: Path, **tags: str) -> Snapshots:
@@ -21,7 +27,7 @@ def saved(folder: Path, offset: int, states: int = 3) -> list[str]:
     snapshots = make(folder)
     ids = [str(uuid.uuid4()) for _ in range(states)]
     ended = [str(uuid.uuid4())]
-    snapshots.save(4, offset, [WorkflowState(i, "development", 4) for i in ids], ended)
+    snapshots.save(4, offset, [WorkflowState(i, "development", 4) for i in ids], ended, in_force())
     snapshots.settle(Deadline(10))
     snapshots.close()
     return ids + ended
@@ -35,8 +41,9 @@ def test_what_was_saved_is_found(tmp_path: Path) -> None:
     ids = saved(tmp_path, 100)
     found = make(tmp_path).newest(4, low=0, high=200)
     assert found is not None
-    offset, states, ended = found
+    offset, states, ended, in_force_then = found
     assert offset == 100
+    assert in_force_then == in_force().dump()
     assert [s.workflow_id for s in states] + ended == ids
 
 
@@ -81,7 +88,7 @@ def test_a_store_that_fails_costs_only_the_snapshot(tmp_path: Path) -> None:
     snapshots = make(tmp_path / "store")
     (tmp_path / "store").rmdir()
     (tmp_path / "store").write_text("in the way")
-    snapshots.save(0, 1, [], [])
+    snapshots.save(0, 1, [], [], in_force())
     snapshots.settle(Deadline(10))
     assert snapshots.newest(0, low=0, high=9) is None
     snapshots.close()
