@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from binascii import a2b_base64
 from typing import Any
 
 from schemas.ids import derive_id
@@ -38,12 +39,15 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
         "started_offset": state.started_offset if started else None,
         "epoch": attempt.epoch,
         "last_sequence": state.last_sequence,
+        "approved": any(c.approved for c in (state.cases or {}).values() if c.error_id == decision.error_id),
     }
     if decision.command_type in ("ResumeFromCheckpoint", "RollbackTo"):
         offered["step_id"] = None  # go on after the checkpoint, wherever that is
     if decision.parameters is not None:
         given = json.loads(decision.parameters)
         offered |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if "sealed" in offered:  # JSON holds no bytes
+        offered["sealed"] = a2b_base64(offered["sealed"])
     fields = kind.__dataclass_fields__
     return fact(
         kind,

@@ -12,7 +12,8 @@ from schemas.records.events import (
     WorkflowFailed,
 )
 
-from . import branches, people
+from . import branches, people, requests
+from .by_hand import next_stage
 from .classify import classify, fingerprint
 from .commands import command_of
 from .coordinating import TOLD, coordinate, key_of
@@ -104,7 +105,11 @@ def _staged(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
     """A command was answered and is over: the strategy goes on."""
     assert t.case is not None
     yield finished(event, t)
-    yield from propose(state, event, policy, t.case)
+    by_hand = next_stage(state, event, policy, t)
+    if by_hand is not None:
+        yield by_hand
+    else:
+        yield from propose(state, event, policy, t.case)
 
 
 def _held(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
@@ -138,7 +143,7 @@ def _decided(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
         return
     if policy.intervention.enabled:
         trigger = json.loads(decision.evidence).get("trigger", "all_recovery_strategies_failed")
-        yield people.request(event, policy, t.case, trigger, decision.rule)
+        yield people.request(event, policy, t.case, trigger, decision.rule, state=state)
     else:
         yield Append(fact(WorkflowFailed, event, "gave_up", reason=decision.rule, error_id=t.case.error_id))
 
@@ -184,9 +189,8 @@ _HANDLERS: dict[str, Callable[[WorkflowState, Delivered, Policy, Transition], It
     "rejected": _rejected,
     "lease_lost": _lease_lost,
     "look": _look,
-    "expired": people.expired,
-    "resolved": people.resolved,
-    "restore": people.restore,
+    **people.HANDLERS,
+    **requests.HANDLERS,
 }
 
 

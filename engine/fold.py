@@ -17,9 +17,12 @@ from schemas.records.events import (
     CheckpointsExpired,
     CommandAcknowledged,
     DependantsHeld,
+    InterventionClaimed,
+    InterventionPointReached,
     InterventionRequested,
     InterventionResolved,
     RecoveryDecided,
+    RecoveryRequested,
     RepairHeld,
     RepairReleased,
     ResourceReleased,
@@ -47,7 +50,7 @@ from schemas.records.events import (
 )
 from schemas.state_schema import compiled
 
-from . import chain, people, recent
+from . import chain, people, recent, requests
 from . import fold_detection as detection
 from . import fold_recovery as recovery
 from . import fold_stages as stages
@@ -348,8 +351,11 @@ _HANDLERS: dict[type, Callable[[WorkflowState, Any, Delivered], bool]] = {
     WorkflowErrorOccurred: recovery.error,
     RecoveryDecided: recovery.decided,
     CommandAcknowledged: recovery.acknowledged,
-    RestoreRequested: people.restore_requested,
+    RestoreRequested: requests.restore_requested,
     InterventionRequested: people.intervention_requested,
+    InterventionClaimed: people.intervention_claimed,
+    InterventionPointReached: people.point_reached,
     InterventionResolved: people.intervention_resolved,
+    RecoveryRequested: requests.recovery_requested,
     TimerFired: recovery.timer_fired,
 }

@@ -14,6 +14,7 @@ from schemas.records.events import (
 )
 
 from . import fold_detection as detection
+from . import people, requests
 from .branches import cancel_id
 from .classify import classify, fingerprint, resource_of
 from .events import Delivered
@@ -39,6 +40,9 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
     run = _fail_run(state, record)
     kind = classify(record)
     case = state.case_of(record.step_id) or _case_of_command(state, record) or detection.loop_of(state, record)
+    approved = case is not None and _lets_pass(state, case, record, run)
+    if approved:
+        case = None
     if case is None:
         if len(state.cases or ()) >= CASES_MAX:
             state.transitions = (Transition("unrooted", detail=f"{CASES_MAX} errors are open already"),)
@@ -55,9 +59,10 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
             fingerprint=fingerprint(record),
             dependency=record.dependency,
             unsure=_unsure(record),
+            approved=approved,
         )
         state.cases = {**(state.cases or {}), case.error_id: case}
-        state.transitions = (Transition("opened", case),)
+        state.transitions = (*state.transitions, Transition("opened", case))
         detection.loop_found(state, record, case)
         return True
     detection.loop_found(state, record, case)
@@ -72,6 +77,14 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         return True
     state.transitions = (Transition("again", case),)
     return True
+
+
+def _lets_pass(state: WorkflowState, case: Case, record: WorkflowErrorOccurred, run: StepRun | None) -> bool:
+    """Whether the error is of a run that a human let pass its intervention point: then the point's case is over."""
+    attempt = case.attempt
+    if attempt is None or not in_flight(attempt) or run is None or not _belongs(record, run, attempt):
+        return False
+    return people.point_passed(state, case)
 
 
 def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred) -> Case | None:
@@ -161,6 +174,7 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
         late = Attempt(record, "decided", event.timestamp_us, event.timestamp_us)
         state.transitions = (Transition("late", attempt=late),)
         return False
+    requests.supersede(state, case, record)
     if case.attempt is not None or record.attempt_number != case.attempts + 1:
         return False
     at_once = record.execute_after_ms <= 0
@@ -188,7 +202,7 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
     if state.deadline_passed:  # the repair gets a workflow deadline of its own
         state.deadline_passed = False
         state.deadline_from_us = event.timestamp_us
-    state.transitions = (Transition("decided", case, case.attempt),)
+    state.transitions = (*state.transitions, Transition("decided", case, case.attempt))
     return False
 
 

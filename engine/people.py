@@ -1,28 +1,61 @@
 """People: what a human is asked, and what follows from the answer.
 
-The first answer in the log counts. Whoever answers an intervention that is answered already changes nothing.
+The first answer in the log counts. Whoever answers what is answered already changes nothing, and so does a decision
+that nobody knows. An answer that cannot be carried out leads to the next question at once. A workflow that stands
+before an intervention point is a case of its own: it waits for a human, and no ladder is tried for it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import NamedTuple
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from schemas.fingerprint import fingerprint_of
 from schemas.ids import derive_id
-from schemas.records.events import InterventionRequested, InterventionResolved, RecoveryDecided, RestoreRequested
+from schemas.records.events import (
+    InterventionClaimed,
+    InterventionPointReached,
+    InterventionRequested,
+    InterventionResolved,
+    WorkflowErrorOccurred,
+)
 
-from .commands import operator_command, restore_command
-from .effects import Append, Effect, Send, fact
+from .by_hand import CANCEL, SKIP, TEXT_CHARS_MAX, decision_of, object_of, plan_of
+from .by_hand import LADDER as LADDER
+from .effects import Append, Effect, fact
 from .events import Delivered
-from .ladder import attempt_id_of
+from .fold_stages import in_flight
 from .outcome import finished
 from .policy.model import Policy
 from .propose import propose
-from .state import Case, CheckpointRef, Transition, WorkflowState
+from .state import CASES_MAX, Case, Transition, WorkflowState
+from .strategies import Plan, Unavailable
 
-#: Ladder of the repairs that people chose: they are outside every budget, and no breaker holds them.
-LADDER = "operator"
+#: Type of the case of a workflow that stands before an intervention point.
+POINT = "intervention_point"
+_POINT_CODE = "INTERVENTION_POINT"
+
+APPROVE, RETRY, RETRY_EDITED, ALTERNATIVE = "approve", "retry", "retry_edited", "alternative"
+ESCALATE, EXPIRED = "escalate", "expired"
+#: The strategy that carries out a decision.
+STRATEGY_OF = {
+    APPROVE: "retry_step",
+    RETRY: "retry_step",
+    RETRY_EDITED: "retry_step",
+    "skip": SKIP,
+    ALTERNATIVE: "alternative_path",
+    "rollback": "rollback",
+    "restart": "complete_restart",
+    "cancel": CANCEL,
+}
+#: Decisions that lead to the next question.
+_ASKS_AGAIN = frozenset({ESCALATE, EXPIRED})
+#: What the engine itself writes when an operator's restore or repair takes the place of an answer.
+REPLACED = frozenset({"restore", "recover"})
+#: Decisions that people may take. Any other changes nothing.
+DECISIONS = (*STRATEGY_OF, ESCALATE)
+_KNOWN = frozenset(DECISIONS) | _ASKS_AGAIN | REPLACED
 
 
 def intervention_requested(state: WorkflowState, record: InterventionRequested, event: Delivered) -> bool:
@@ -32,49 +65,85 @@ def intervention_requested(state: WorkflowState, record: InterventionRequested, 
         case.intervention_id = record.intervention_id
         case.intervention_deadline_us = event.timestamp_us + record.deadline_ms * 1000
         case.interventions += 1
+        case.claimed_by = ""
+    return False
+
+
+def intervention_claimed(state: WorkflowState, record: InterventionClaimed, event: Delivered) -> bool:
+    """Somebody looks after it; whoever claims it last does."""
+    for case in (state.cases or {}).values():
+        if case.intervention_id == record.intervention_id:
+            case.claimed_by = record.actor
     return False
 
 
 def intervention_resolved(state: WorkflowState, record: InterventionResolved, event: Delivered) -> bool:
     """The first answer counts. A deadline that passed is escalated, an operator's answer is carried out."""
     case = (state.cases or {}).get(record.error_id or "")
-    if case is None or case.intervention_id != record.intervention_id:
+    if case is None or case.intervention_id != record.intervention_id or record.decision not in _KNOWN:
         return False
     case.intervention_id = None
     attempt = case.attempt
-    if record.decision in ("retry", "restart"):
+    if record.decision in STRATEGY_OF:
         case.attempt = None
         case.undo_tries = 0
+        case.approved = case.approved or record.decision == APPROVE
     state.transitions = (Transition("resolved", case, attempt, "succeeded", record.decision),)
     return False
 
 
-def restore_requested(state: WorkflowState, record: RestoreRequested, event: Delivered) -> bool:
-    """An operator's restore answers the case that waits for a human, else the oldest; without one it stands alone."""
+def point_reached(state: WorkflowState, record: InterventionPointReached, event: Delivered) -> bool:
+    """The workflow stands before a step that a human must let it pass."""
     if not state.first_sight(record.event_id):
         return False
-    cases = (state.cases or {}).values()
-    case = next((c for c in cases if c.intervention_id is not None), next(iter(cases), None))
+    number = state.step_index(record.step_id)
+    if state.runs is not None and number in state.runs:
+        del state.runs[number]
+        state.runs = state.runs or None
+    case = state.case_of(record.step_id)
     if case is None:
-        state.epochs += 1
-        state.transitions = (Transition("restore"),)
-        return False
-    attempt, intervention_id = case.attempt, case.intervention_id
-    case.attempt = case.intervention_id = None
-    state.transitions = (
-        Transition(
-            "restore",
-            case,
-            attempt,
-            outcome="failed",
-            detail="an operator restored the workflow",
-            intervention_id=intervention_id or "",
-        ),
+        _open_point(state, record, event)
+    elif case.attempt is not None and in_flight(case.attempt):  # a repair led to the point again
+        attempt, case.attempt = case.attempt, None
+        detail = "the workflow stands before the intervention point again"
+        state.transitions = (Transition("point", case, attempt, "failed", detail),)
+    return True
+
+
+def _open_point(state: WorkflowState, record: InterventionPointReached, event: Delivered) -> None:
+    if len(state.cases or ()) >= CASES_MAX:
+        detail = f"{CASES_MAX} errors are open already: nobody is asked about step {record.step_id!r:.200}"
+        state.transitions = (Transition("point_refused", detail=detail, step_id=record.step_id),)
+        return
+    case = Case(
+        error_id=derive_id(record.event_id, "point"),
+        step_id=record.step_id,
+        error_type=POINT,
+        severity="low",
+        opened_at_us=event.timestamp_us,
+        opened_offset=event.offset,
+        error_code=_POINT_CODE,
+        fingerprint=fingerprint_of(state.workflow_type, record.step_id, _POINT_CODE, "", None),
     )
-    return False
+    state.cases = {**(state.cases or {}), case.error_id: case}
+    state.transitions = (Transition("point", case),)
 
 
-def request(event: Delivered, policy: Policy, case: Case, trigger: str, reason: str) -> Append:
+def point_passed(state: WorkflowState, case: Case) -> bool:
+    """The step that a human let pass failed: that is an error of its own, and the point's case is over."""
+    if case.error_type != POINT or case.attempt is None:
+        return False
+    cases = dict(state.cases or {})
+    del cases[case.error_id]
+    state.cases = cases or None
+    detail = "the step was let pass, and failed"
+    state.transitions = (Transition("recovered", case, case.attempt, "succeeded", detail),)
+    return True
+
+
+def request(
+    event: Delivered, policy: Policy, case: Case, trigger: str, reason: str, *, state: WorkflowState | None = None
+) -> Append:
     """A human is asked."""
     return Append(
         fact(
@@ -89,13 +158,64 @@ def request(event: Delivered, policy: Policy, case: Case, trigger: str, reason: 
             reason=reason,
             deadline_ms=policy.intervention.timeout_ms,
             channels=policy.intervention.channels,
+            fingerprint=case.fingerprint or None,
+            dependency=case.dependency,
+            options=() if state is None else options_of(state, case, policy),
+        )
+    )
+
+
+def options_of(state: WorkflowState, case: Case, policy: Policy) -> tuple[str, ...]:
+    """Decisions that can be carried out for this case as it stands."""
+    found = [d for d in STRATEGY_OF if not isinstance(_plan(state, case, policy, d, {}), Unavailable)]
+    return (*found, ESCALATE)
+
+
+def _plan(
+    state: WorkflowState, case: Case, policy: Policy, decision: str, parameters: Mapping[str, Any]
+) -> Plan | Unavailable:
+    point = case.error_type == POINT
+    if point and decision in (RETRY, RETRY_EDITED):
+        return Unavailable("the step waits to be let pass: approve does that")
+    if not point and decision == APPROVE and case.approved:
+        return Unavailable("the step was let pass already: retry runs it again")
+    if decision in (APPROVE, RETRY_EDITED) and not case.step_id:
+        return Unavailable("the error is about no step")
+    return plan_of(state, case, policy, STRATEGY_OF[decision], parameters)
+
+
+def point(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """Ask whether the workflow may go on. A declared point always asks, whatever the policy's `enabled` says."""
+    record = event.record
+    assert isinstance(record, InterventionPointReached) and t.case is not None
+    if t.attempt is not None:
+        yield finished(event, t)
+    reason = record.reason or f"step {record.step_id!r} is an intervention point"
+    yield request(event, policy, t.case, POINT, reason, state=state)
+
+
+def point_refused(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """Too much is open for another question: that is said as an error."""
+    yield Append(
+        fact(
+            WorkflowErrorOccurred,
+            event,
+            "point refused",
+            error_id=derive_id(event.record.event_id, "error"),
+            step_id=t.step_id,
+            error_code=_POINT_CODE,
+            error_message=t.detail,
+            detected_by="engine",
         )
     )
 
 
 def expired(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    """Nobody answered in time."""
+    """Nobody answered in time: the policy's default is the answer, or somebody else is asked."""
     assert t.case is not None and t.case.intervention_id is not None
+    default = policy.intervention.on_timeout
+    if default == RETRY and t.case.error_type == POINT:
+        default = ESCALATE  # nobody let it pass
     yield Append(
         fact(
             InterventionResolved,
@@ -104,7 +224,7 @@ def expired(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
             intervention_id=t.case.intervention_id,
             error_id=t.case.error_id,
             step_id=t.case.step_id,
-            decision="expired",
+            decision=EXPIRED if default == ESCALATE else default,
             reason="nobody answered in time",
             actor="engine",
         )
@@ -112,119 +232,75 @@ def expired(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
 
 
 def resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    """The answer is carried out."""
+    """The answer is carried out; one that cannot be leads to the next question."""
     record = event.record
     assert isinstance(record, InterventionResolved) and t.case is not None
-    if record.decision == "expired":
+    decision = record.decision
+    if decision == EXPIRED:
         if t.case.interventions <= policy.intervention.escalations_max:
-            yield request(event, policy, t.case, "intervention_expired", "nobody answered in time")
-    elif record.decision == "cancel":
-        yield Send(operator_command("CancelWorkflow", state, event, policy, error_id=t.case.error_id))
-    elif record.decision in ("retry", "restart"):
-        if t.attempt is not None:
-            yield finished(event, t)
-        if t.case.undoing and record.decision == "retry":  # half undone: it goes on where it failed
-            yield from propose(state, event, policy, t.case)
-            return
-        restart = record.decision == "restart" or not t.case.step_id
-        found = state.checkpoints_before(t.case.opened_offset)
-        yield _operator_decision(
-            event,
-            policy,
-            t.case,
-            "complete_restart" if restart else "retry_step",
-            "RestartWorkflow" if restart else "RetryStep",
-            None if restart or not found else _place_of(state, found[-1]),
-            rule=f"operator {record.actor}: {record.decision}",
-            evidence={"intervention_id": record.intervention_id},
-        )
-
-
-def restore(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
-    """An operator chose a checkpoint: what was being tried ends, and the restore is the case's next attempt."""
-    record = event.record
-    assert isinstance(record, RestoreRequested)
-    if t.case is None:
-        yield Send(restore_command(state, event, policy))
+            yield request(event, policy, t.case, "intervention_expired", "nobody answered in time", state=state)
         return
+    if decision == ESCALATE:
+        yield request(event, policy, t.case, "escalated", f"{record.actor}: {record.reason}", state=state)
+        return
+    if decision in REPLACED:
+        return
+    parameters = object_of(record.parameters)
+    plan: Plan | Unavailable
+    if parameters is None:
+        plan = Unavailable("the parameters are no JSON object")
+    else:
+        plan = _plan(state, t.case, policy, decision, parameters)
+    given = _supplied(record)
+    if isinstance(given, Unavailable):
+        plan = given
+    if isinstance(plan, Unavailable):
+        if t.attempt is not None:
+            yield finished(event, t._replace(outcome="failed", detail=plan.reason))
+        reason = f"{decision}: {plan.reason}"
+        yield request(event, policy, t.case, "answer_not_possible", reason, state=state)
+        return
+    assert not isinstance(given, Unavailable)
     if t.attempt is not None:
         yield finished(event, t)
-    if t.intervention_id:
-        yield Append(
-            fact(
-                InterventionResolved,
-                event,
-                "answered",
-                intervention_id=t.intervention_id,
-                error_id=t.case.error_id,
-                step_id=t.case.step_id,
-                decision="restore",
-                reason=record.reason,
-                actor=record.actor,
-            )
-        )
-    yield _operator_decision(
+    if t.case.undoing and decision == RETRY:  # half undone: it goes on where it failed
+        yield from propose(state, event, policy, t.case)
+        return
+    yield decision_of(
         event,
+        state,
         policy,
         t.case,
-        "restart_from_checkpoint",
-        "ResumeFromCheckpoint",
-        _Place(record.checkpoint_id, record.checkpoint_partition, record.checkpoint_offset, record.checkpoint_digest),
-        rule=f"operator {record.actor}: restore",
-        evidence={"request_id": record.request_id, "reason": record.reason},
+        plan,
+        STRATEGY_OF[decision],
+        rule=f"operator {record.actor}: {decision}",
+        evidence={"intervention_id": record.intervention_id, "asked": parameters},
+        parameters=given,
     )
 
 
-class _Place(NamedTuple):
-    """Where a checkpoint stands, and what its state must digest to."""
+def _supplied(record: InterventionResolved) -> dict[str, Any] | Unavailable:
+    """What the human supplied, as fields of the command: in clear, or sealed bytes that only the service can read."""
+    if record.sealed is not None:
+        if record.decision not in (APPROVE, RETRY_EDITED, "skip"):
+            return Unavailable(f"{record.decision} takes no edit and no result")
+        return {"sealed": b64encode(record.sealed).decode()}
+    fields: dict[str, Any] = {}
+    for name, text, takes in (
+        ("edit", record.edit, (APPROVE, RETRY_EDITED)),
+        ("result", record.result, ("skip",)),
+    ):
+        if text is None:
+            continue
+        if record.decision not in takes:
+            return Unavailable(f"{record.decision} takes no {name}")
+        if len(text) > TEXT_CHARS_MAX or object_of(text) is None:
+            return Unavailable(f"the {name} is no JSON object of up to {TEXT_CHARS_MAX} characters")
+        fields[name] = text
+    if record.decision == RETRY_EDITED and not fields:
+        return Unavailable("retry_edited needs an edit")
+    return fields
 
-    checkpoint_id: str
-    partition: int
-    offset: int
-    digest: str
 
-
-def _place_of(state: WorkflowState, ref: CheckpointRef) -> _Place:
-    return _Place(ref.checkpoint_id, state.partition, ref.offset, ref.digest)
-
-
-def _operator_decision(
-    event: Delivered,
-    policy: Policy,
-    case: Case,
-    strategy: str,
-    command_type: str,
-    place: _Place | None,
-    *,
-    rule: str,
-    evidence: dict[str, str],
-) -> Append:
-    """A human chose: the command goes out like any other, outside the ladder's budgets."""
-    number = case.attempts + 1
-    event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
-    return Append(
-        fact(
-            RecoveryDecided,
-            event,
-            f"decided|{case.error_id}",
-            number,
-            error_id=case.error_id,
-            attempt_id=attempt_id_of(case),
-            attempt_number=number,
-            error_type=case.error_type,
-            rung=len(policy.ladder(case.error_type).rungs),
-            strategy=strategy,
-            step_id=case.step_id,
-            command_type=command_type,
-            command_id=derive_id(event_id, "command"),
-            checkpoint_id=None if place is None else place.checkpoint_id,
-            checkpoint_partition=None if place is None else place.partition,
-            checkpoint_offset=None if place is None else place.offset,
-            checkpoint_digest=None if place is None else place.digest,
-            policy_version=policy.version,
-            rule=rule,
-            evidence=json.dumps(evidence),
-            alternatives="[]",
-            ladder=LADDER,
-        )
-    )
+#: What each transition of this module leads to.
+HANDLERS = {"expired": expired, "resolved": resolved, "point": point, "point_refused": point_refused}

@@ -97,6 +97,9 @@ class Case:
     `stage` is the stage of a strategy of several commands that was answered last. `unsure`: the step's last run may
     have taken effect; `reconciled` is what the service found out about that. `undoing` names the strategy that is
     undoing steps, down to the checkpoint at offset `undo_to` (-1: all of them).
+
+    `claimed_by` looks after the open intervention. `approved`: a human let the workflow pass the step's intervention
+    point.
     """
 
     error_id: str
@@ -128,6 +131,8 @@ class Case:
     cost: float = 0.0
     scaled: float = 1.0
     holds_dependants: bool = False
+    claimed_by: str = ""
+    approved: bool = False
     #: What the workflow did when its loop was found (see `engine.recent`): it has to leave that.
     loop: bytes = b""
 

@@ -11,6 +11,7 @@ from schemas.ids import derive_id
 from schemas.records.events import TimerFired
 
 from .effects import PRODUCER
+from .people import ESCALATE
 from .policy.model import Policy
 from .state import Case, WorkflowState
 from .strategies import MANUAL
@@ -81,11 +82,20 @@ def _timers(state: WorkflowState, policy: Policy) -> list[Timer]:
 
 
 def _waits_for_human(cases: Mapping[str, Case]) -> bool:
-    return any(c.attempt is not None and c.attempt.decision.strategy == MANUAL for c in cases.values())
+    return any(
+        c.intervention_id is not None or (c.attempt is not None and c.attempt.decision.strategy == MANUAL)
+        for c in cases.values()
+    )
+
+
+def _deadlines_max(policy: Policy) -> int:
+    """How often nobody may answer one case in time; a default is applied once at least."""
+    asked = policy.intervention
+    return asked.escalations_max if asked.on_timeout == ESCALATE else max(1, asked.escalations_max)
 
 
 def _case_timers(case: Case, policy: Policy, found: list[Timer]) -> None:
-    if case.intervention_id is not None and case.interventions <= policy.intervention.escalations_max:
+    if case.intervention_id is not None and case.interventions <= _deadlines_max(policy):
         found.append((case.intervention_deadline_us, "intervention_timeout", case.intervention_id, case.step_id))
     attempt = case.attempt
     if attempt is None or attempt.decision.strategy == MANUAL:
