@@ -41,8 +41,7 @@ def step_started(state: WorkflowState, record: StepStarted, number: int) -> None
 
 def step_progressed(run: StepRun, record: StepProgressed) -> None:
     """A heartbeat may say how far its run is; the newest word counts."""
-    if record.progress_token is not None or record.progress is not None:
-        run.said = recent.digest(f"{record.progress!r}|{record.progress_token or ''}")
+    run.said = recent.word(record.progress, record.progress_token) or run.said
 
 
 def step_completed(state: WorkflowState, record: StepCompleted, number: int, run: StepRun | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
+_SHARE = struct.Struct(">d")
 #: Number of the step, what is known (flags), fingerprint.
 _ENTRY = struct.Struct(">HB8s")
 ENTRY_BYTES = _ENTRY.size
@@ -28,12 +29,19 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") or 1
 
 
+def word(progress: float | None, token: str | None) -> int:
+    """What a heartbeat said of its run's progress; 0 when it only said that it is alive."""
+    if token is not None:
+        return digest(f"{progress!r}|{token}")
+    return 0 if progress is None else int.from_bytes(_SHARE.pack(progress), "big") or 1
+
+
 def entry(number: int, *, state: bytes | None, result: str | None, given: int, said: int) -> bytes:
     """The entry of a completed run: digest of the state saved since the completion before, digest of its output, and
     `digest` of its input's digest and of what its heartbeats said last."""
-    known, parts = 0, b""
-    if state is not None:
-        known, parts = STATE, state
+    if state is not None and result is None and not given and not said:  # as most are: it is a digest already
+        return _ENTRY.pack(number, STATE, state[:8])
+    known, parts = (0, b"") if state is None else (STATE, state)
     if result is not None:
         known |= RESULT
         parts += result.encode("utf-8", "replace")
