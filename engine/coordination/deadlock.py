@@ -6,7 +6,7 @@ workflows on the way are played on. Both go iteratively from the new wait and to
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ class Await:
     """A step waits for another workflow to end."""
 
     to: Addressee
+    wait_id: str
     step_id: str
     awaited_id: str
     work: int
@@ -49,7 +50,8 @@ def leads_back(leases: Leases, awaits: Awaits, start: str) -> bool:
     held, waited = _steps(leases, start, granted=True), _steps(leases, start, granted=False)
     if not waited and start not in awaits:
         return False
-    if any(steps & held.get(resource_id, set()) for resource_id, steps in waited.items()):
+    waiting = {item.step_id for item in awaits.get(start, {}).values()}.union(*waited.values())
+    if any(waiting & held.get(resource_id, set()) for resource_id in waited):
         return True
     expanded: set[str] = set()
     met, left = {start}, [start]
@@ -104,9 +106,10 @@ class Played:
         #: Per resource in question: how many of its queue matter, and how many of these are served in the end.
         self._depth: dict[str, int] = {}
         self._served: dict[str, int] = {}
-        self._awaited_by: dict[str, list[str]] = {}
-        #: Per workflow in question: waits not over yet.
+        self._awaited_by: dict[str, list[tuple[str, str]]] = {}
+        #: Per workflow in question, and per step of it: waits not over yet.
         self._pending: dict[str, int] = {}
+        self._pending_steps: Counter[tuple[str, str]] = Counter()
         self._explore(start)
         self._play(policy)
         self.stuck = {workflow_id for workflow_id, count in self._pending.items() if count}
@@ -115,10 +118,15 @@ class Played:
         """The shortest way from `start` through those who are stuck back to it; empty when there is none."""
         if start not in self.stuck:
             return []
+        # That its own steps wait for each other is looked for last: one that waits for a step which is in a cycle with
+        # others is in none itself.
+        return self._way_back(start, beside=False) or self._way_back(start, beside=True)
+
+    def _way_back(self, start: str, *, beside: bool) -> list[Edge]:
         came_by: dict[str, Edge] = {}
         left = deque([start])
         while left:
-            for edge in self._edges(left.popleft()):
+            for edge in self._edges(left.popleft(), beside=beside):
                 if edge.blocker == start:
                     way = [edge]
                     while way[-1].waiter != start:
@@ -148,10 +156,11 @@ class Played:
                 continue
             own = self._awaits.get(workflow_id, {}).values()
             for item in own:
-                self._awaited_by.setdefault(item.awaited_id, []).append(workflow_id)
+                self._awaited_by.setdefault(item.awaited_id, []).append((workflow_id, item.step_id))
                 left.append(item.awaited_id)
             wishes = [x for x in self._leases.of.get(workflow_id, {}).values() if not x.granted]
             self._pending[workflow_id] = len(own) + len(wishes)
+            self._pending_steps.update((workflow_id, wait.step_id) for wait in (*own, *wishes))
             for wish in wishes:
                 resource = self._leases.resources[wish.resource_id]
                 depth = self._depth.get(wish.resource_id)
@@ -163,56 +172,77 @@ class Played:
                 self._depth[wish.resource_id] = max(depth, place)
 
     def _play(self, policy: Policy) -> None:
-        free = {r: capacity_of(r, policy) - self._leases.resources[r].used for r in self._depth}
+        self._free = {r: capacity_of(r, policy) - self._leases.resources[r].used for r in self._depth}
         self._served = dict.fromkeys(self._depth, 0)
-        got: dict[str, list[Lease]] = {}
-        ended = deque(workflow_id for workflow_id, count in self._pending.items() if not count)
-
-        def over(workflow_id: str) -> None:
-            self._pending[workflow_id] -= 1
-            if not self._pending[workflow_id]:
-                ended.append(workflow_id)
-
-        def serve(resource_id: str) -> None:
-            queue = self._leases.resources[resource_id].waiting
-            while (served := self._served[resource_id]) < self._depth[resource_id]:
-                wish = queue[served]
-                if wish.amount > free[resource_id] + self._beside(wish):
-                    break
-                free[resource_id] -= wish.amount
-                self._served[resource_id] += 1
-                got.setdefault(wish.workflow_id, []).append(wish)
-                over(wish.workflow_id)
-
+        #: What each workflow holds in the play, and has not given back.
+        self._has = {
+            workflow_id: {x.number: x for x in self._leases.of.get(workflow_id, {}).values() if x.granted}
+            for workflow_id in self._pending
+        }
+        #: Workflows for which something has changed.
+        self._moved = deque(self._pending)
         for resource_id in self._depth:
-            serve(resource_id)
-        while ended:
-            workflow_id = ended.popleft()
-            held = [x for x in self._leases.of.get(workflow_id, {}).values() if x.granted]
-            for lease in held + got.get(workflow_id, []):
-                if lease.resource_id in free:
-                    free[lease.resource_id] += lease.amount
-                    serve(lease.resource_id)
-            for other in self._awaited_by.get(workflow_id, ()):
-                over(other)
+            self._serve(resource_id)
+        ended: set[str] = set()
+        while self._moved:
+            workflow_id = self._moved.popleft()
+            if workflow_id in ended:
+                continue
+            over = not self._pending[workflow_id]
+            has = self._has[workflow_id]
+            for lease in list(has.values()) if over else self._wanted_beside(workflow_id):
+                del has[lease.number]
+                if lease.resource_id in self._free:
+                    self._free[lease.resource_id] += lease.amount
+                    self._serve(lease.resource_id)
+            if over:
+                ended.add(workflow_id)
+                for other, step_id in self._awaited_by.get(workflow_id, ()):
+                    self._over(other, step_id)
 
-    def _beside(self, wish: Lease) -> int:
-        """What other steps of the same workflow hold of a resource: they may give it back."""
-        own = self._leases.of[wish.workflow_id].values()
-        return sum(
-            x.amount for x in own if x.granted and x.resource_id == wish.resource_id and x.step_id != wish.step_id
-        )
+    def _serve(self, resource_id: str) -> None:
+        queue = self._leases.resources[resource_id].waiting
+        while (served := self._served[resource_id]) < self._depth[resource_id]:
+            wish = queue[served]
+            if wish.amount > self._free[resource_id]:
+                break
+            self._free[resource_id] -= wish.amount
+            self._served[resource_id] += 1
+            self._has[wish.workflow_id][wish.number] = wish
+            self._over(wish.workflow_id, wish.step_id)
 
-    def _edges(self, workflow_id: str) -> Iterator[Edge]:
-        """For whom this workflow waits in vain."""
+    def _over(self, workflow_id: str, step_id: str) -> None:
+        self._pending[workflow_id] -= 1
+        self._pending_steps[workflow_id, step_id] -= 1
+        self._moved.append(workflow_id)
+
+    def _wanted_beside(self, workflow_id: str) -> list[Lease]:
+        """What a step that waits for nothing holds and another step of its workflow waits for: it comes back before the
+        workflow ends, which would be waiting for itself."""
+        wishes = [x for x in self._leases.of.get(workflow_id, {}).values() if not x.granted]
+        return [
+            x
+            for x in self._has[workflow_id].values()
+            if not self._pending_steps[workflow_id, x.step_id]
+            and any(wish.resource_id == x.resource_id and wish.step_id != x.step_id for wish in wishes)
+        ]
+
+    def _edges(self, workflow_id: str, *, beside: bool) -> Iterator[Edge]:
+        """For whom this workflow waits in vain; with `beside` also for another step of its own that waits too."""
         for wish in self._leases.of.get(workflow_id, {}).values():
             if wish.granted or not self.is_unserved(wish):
                 continue
             resource = self._leases.resources[wish.resource_id]
             before = resource.waiting[: resource.place(wish)]
             for other in (*resource.held.values(), *before):
-                itself = other.workflow_id == workflow_id and not (other.granted and other.step_id == wish.step_id)
-                if other.workflow_id in self.stuck and not itself:
+                if other.workflow_id != workflow_id:
+                    counts = other.workflow_id in self.stuck
+                else:
+                    counts = other.granted and (
+                        other.step_id == wish.step_id
+                        or (beside and self._pending_steps[workflow_id, other.step_id] > 0)
+                    )
+                if counts:
                     yield Edge(workflow_id, wish, other.workflow_id)
         for item in self._awaits.get(workflow_id, {}).values():
             if item.awaited_id in self.stuck:

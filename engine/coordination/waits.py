@@ -78,10 +78,10 @@ class Waits:
         rows = [
             [
                 [a.to.workflow_id, a.to.workflow_type, a.to.external_id, a.to.correlation_id, a.to.partition],
-                [wait_id, a.step_id, a.awaited_id, a.work, a.began_at],
+                [a.wait_id, a.step_id, a.awaited_id, a.work, a.began_at],
             ]
             for own in self.awaits.values()
-            for wait_id, a in own.items()
+            for a in own.values()
         ]
         return {"deadlocks": self.deadlocks, "overlooked": self.overlooked, "awaits": rows}
 
@@ -92,7 +92,7 @@ class Waits:
         for to, (wait_id, step_id, awaited_id, work, began_at) in value["awaits"]:
             addressee = Addressee(*to)
             self.awaits.setdefault(addressee.workflow_id, {})[wait_id] = Await(
-                addressee, step_id, awaited_id, work, began_at
+                addressee, wait_id, step_id, awaited_id, work, began_at
             )
             self.awaits_count += 1
             self._leases.wait_began(addressee.workflow_id)
@@ -107,7 +107,7 @@ class Waits:
             self.awaits_count += 1
             self._leases.wait_began(record.workflow_id)
         self.awaits.setdefault(record.workflow_id, own)[record.wait_id] = Await(
-            Addressee.of(record), record.step_id, awaited_id, record.work, record.began_at
+            Addressee.of(record), record.wait_id, record.step_id, awaited_id, record.work, record.began_at
         )
         return True
 
@@ -135,16 +135,14 @@ class Waits:
     def _break(
         self, cycle: list[Edge], played: Played, record: Record, number: int, now_us: int, policy: Policy
     ) -> list[CoordinatorEffect]:
-        """Tell the victim, and end what it waits for and what the others need of it."""
+        """Tell the victim, end the wait by which it is in the cycle, and take from it what the others need."""
         self.deadlocks += 1
         edge = min(cycle, key=lambda e: e.victim_order)
-        victim = edge.waiter
-        for wait_id, item in list(self.awaits.get(victim, {}).items()):
-            if item.awaited_id in played.stuck:
-                self._forget(victim, wait_id)
-        wanted = {wish.resource_id for wish in played.unserved() if wish.workflow_id != victim}
-        own = self._leases.of.get(victim, {}).values()
-        given_up = [x for x in own if (x.resource_id in wanted if x.granted else played.is_unserved(x))]
+        wanted = {wish.resource_id for wish in played.unserved() if wish.workflow_id != edge.waiter}
+        own = self._leases.of.get(edge.waiter, {}).values()
+        given_up = [x for x in own if x is edge.by or (x.granted and x.resource_id in wanted)]
+        if isinstance(edge.by, Await):
+            self._forget(edge.waiter, edge.by.wait_id)
         error = AppendTo(_error(edge, cycle, record, number, now_us), edge.by.to.partition)
         return [error, *self._leases.release(given_up, "deadlock", record, now_us, policy)]
 
