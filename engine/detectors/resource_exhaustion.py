@@ -1,8 +1,8 @@
 """Use of a resource that reached its limit, or will soon if it goes on as it does.
 
-An error comes once per crossing: when a report is at the limit and the one before was below it. It is armed again when
-a report falls below the limit or a new run of the step begins. One report of a busy processor is no exhaustion: two in
-a row are. A trend is a warning, once until it recedes.
+An error comes once per crossing: when a report is above the limit and the one before was not. It is armed again when a
+report falls to the limit or below, or a new run of the step begins. One report of a busy processor is no exhaustion:
+two in a row are. A trend is a warning, once until it recedes.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def resource_exhaustion(state: WorkflowState, event: Delivered, policy: Policy) 
 
 
 def exceeded(samples: Samples, limit: float, in_a_row: int) -> bool:
-    """Whether the newest reports are all at the limit or above."""
-    return len(samples) >= in_a_row and all(value >= limit for _, value in samples[-in_a_row:])
+    """Whether the newest reports are all above the limit."""
+    return len(samples) >= in_a_row and all(value > limit for _, value in samples[-in_a_row:])
 
 
 def crosses_in_us(samples: Samples, limit: float) -> int | None:
@@ -94,7 +94,7 @@ def crosses_in_us(samples: Samples, limit: float) -> int | None:
     0 when the line is there already and the newest report is not.
     """
     count = len(samples)
-    if count < TREND_SAMPLES_MIN or samples[-1][1] >= limit:
+    if count < TREND_SAMPLES_MIN or samples[-1][1] > limit:
         return None
     newest_us = samples[-1][0]
     times = [(at_us - newest_us) / 1e6 for at_us, _ in samples]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..classify import ERROR_TYPES
+from ..recent import RECENT_MAX
 from ..strategies import STRATEGIES
 from .build import match_of
 from .file import Recovery, RecoveryRule, RuleRung, WorkflowErrorHandling
@@ -25,8 +26,19 @@ _USED_BY = {
 }
 
 
+def _loop_problems(parsed: WorkflowErrorHandling) -> Iterator[str]:
+    loop = parsed.error_detection.infinite_loop
+    steps = loop.max_repeats * loop.detection_window
+    if steps > RECENT_MAX:
+        yield (
+            f"error_detection.infinite_loop: max_repeats x detection_window may be at most {RECENT_MAX}, the steps "
+            f"that the engine remembers of a workflow (got {loop.max_repeats} x {loop.detection_window} = {steps})"
+        )
+
+
 def problems(parsed: WorkflowErrorHandling) -> Iterator[str]:
     """Each with its path, its value and what is allowed."""
+    yield from _loop_problems(parsed)
     for name, entry in _entries(parsed):
         if entry.to_step is None:
             for key in ("strategy", "fallback_strategy"):

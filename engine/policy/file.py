@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from schemas.redaction import PATHS_MAX, check_path
 
+from ..recent import RECENT_MAX
+
 _DAY_MS = 24 * 3600 * 1000
 #: A policy is read by people; more rules or rungs than these are not a policy any more.
 RULES_MAX = 256
@@ -70,8 +72,8 @@ class Checkpoints(_Part):
 
 class InfiniteLoop(_Part):
     enabled: bool = True
-    max_repeats: int = Field(3, ge=2, le=1000)
-    detection_window: int = Field(10, ge=2, le=10_000, description="steps")
+    max_repeats: int = Field(3, ge=2, le=RECENT_MAX // 2)
+    detection_window: int = Field(10, ge=2, le=RECENT_MAX // 2, description="steps")
 
 
 class Thresholds(_Part):

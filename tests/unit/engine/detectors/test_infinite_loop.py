@@ -17,6 +17,7 @@ from engine.policy import Policy, default_policy
 from engine.snapshot import dump, load
 from engine.state import WorkflowState
 from engine.testing import Service, World, saved
+from schemas.errors import ConfigError
 from schemas.records.commands import RestartWorkflow, ResumeFromCheckpoint
 from schemas.records.events import (
     RecoveryAttemptFinished,
@@ -123,6 +124,11 @@ def test_the_policy_says_how_often_is_too_often(detection: str, times: int, expe
     for _ in range(times):
         do(service, Run(step="a", state=1))
     assert len(errors(world, "infinite_loop")) == expected
+
+
+def test_a_window_beyond_what_is_remembered_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"infinite_loop.*may be at most 256.*got 26 x 10 = 260"):
+        policy_with("{infinite_loop: {max_repeats: 26}}")
 
 
 def test_the_error_names_the_command_whose_run_looped() -> None:
