@@ -14,20 +14,20 @@ by the hold's own timer (`storms.hold_max`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from engine.backoff import jittered_ms
 from engine.coordinating import key_of
 from engine.effects import AppendTo, Broadcast, CoordinatorEffect
 from engine.policy import Policy
-from engine.policy.model import Backoff, Storms
+from engine.policy.model import Storms
 from schemas.ids import derive_id
 from schemas.records import Record
 from schemas.records.coordination import CoordinationTimerFired, FailureEnded, FailureSeen, RepairWaiting
 from schemas.records.events import BreakerChanged, RepairReleased
 
 from . import PRODUCER, Addressee, fact_for
+from .waves import GOOD_SHARE, LOAD_SHARE, WAVE_ANSWER_US, WAVE_GAP_US, WAVE_MAX, Breaker, Waiting
 from .windows import Window, Windows
 
 TIMER = "breaker"
@@ -42,55 +42,6 @@ WAITING_MAX = 100_000
 FLYING_MAX = 5_000
 #: Closed breakers remembered, so that a repair that is held by one of them closes it in the partitions only once.
 CLOSED_MAX = 1_024
-
-#: Pause before canaries: 2 s, 4 s .. 5 min, half of it fixed and half drawn from the breaker's id.
-PAUSE = Backoff(base_ms=2_000, max_ms=300_000)
-#: Time between two waves: with a wave's bound it bounds how many repairs go out in a second.
-WAVE_GAP_US = 1_000_000
-WAVE_MAX = 500
-#: A wave is good when this share of its members recovered.
-GOOD_SHARE = 0.8
-#: Time a wave is given. Without any failure one recovery is enough then: steps may take long.
-WAVE_ANSWER_US = 60_000_000
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A repair that is held: whose, and which attempt."""
-
-    to: Addressee
-    attempt_id: str
-
-
-@dataclass(slots=True)
-class Breaker:
-    """A breaker that is not closed. `phase`: pause (before canaries), wave (its members are out), gap (before the next
-    wave), idle (nobody waits)."""
-
-    key: str
-    kind: str
-    state: str
-    sequence: int
-    phase: str
-    due_us: int
-    #: Moments that have passed: no two of them have one id.
-    moments: int = 0
-    #: Times in a row that canaries failed.
-    tries: int = 0
-    wave: int = 0
-    size: int = 0
-    sent_us: int = 0
-    released: int = 0
-    recovered: int = 0
-    failed: int = 0
-    #: Size from which on waves grow slowly: what the target bore before it did not.
-    ceiling: int = WAVE_MAX
-    #: Whether the last wave was good.
-    healthy: bool = False
-    #: Errors whose repair was let go and has not ended, and when that was: `sent_us` tells the members of this wave.
-    flying: dict[str, int] = field(default_factory=dict)
-    #: Error to its repair, in the order in which they came.
-    waiting: dict[str, Waiting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +117,7 @@ class Breakers:
         breaker = self._open.get(key)
         if breaker is None:
             if storms.enabled and len(window.workflows) >= storms.threshold and len(self._open) < OPEN_MAX:
-                yield self._opened(key, window, record, now_us)
+                yield self._opened(key, window, record, now_us, storms)
         else:
             yield from self._member_failed(breaker, record, now_us)
 
@@ -188,7 +139,7 @@ class Breakers:
         self._waiting += 1
         if breaker.phase == "idle":
             breaker.phase = "gap" if breaker.healthy else "pause"
-            pause_us = WAVE_GAP_US if breaker.healthy else _pause_us(breaker)
+            pause_us = WAVE_GAP_US if breaker.healthy else breaker.pause_us()
             breaker.due_us = max(now_us, breaker.sent_us + pause_us)
 
     def _ended(self, record: FailureEnded, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
@@ -206,13 +157,13 @@ class Breakers:
         if breaker.phase == "wave":
             yield from self._judge(breaker, record, now_us)
         elif breaker.phase == "pause" and breaker.recovered and not breaker.failed:
-            _good(breaker, now_us)  # its wave was given up for want of an answer: the steps take long
+            breaker.good(now_us)  # its wave was given up for want of an answer: the steps take long
 
     def _moment(self, breaker: Breaker, record: Record, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
         breaker.moments += 1
         if breaker.phase == "wave":
             if breaker.recovered and not breaker.failed:
-                _good(breaker, now_us)
+                breaker.good(now_us)
             else:
                 yield from self._bad(breaker, record, now_us, "too few recovered in time")
         elif breaker.phase == "idle":
@@ -228,9 +179,11 @@ class Breakers:
 
     # What follows
 
-    def _opened(self, key: str, window: Window, record: Record, now_us: int) -> CoordinatorEffect:
+    def _opened(self, key: str, window: Window, record: Record, now_us: int, storms: Storms) -> CoordinatorEffect:
         breaker = Breaker(key, window.kind, "closed", self._closed.pop(key, 0), "pause", 0)
-        breaker.due_us = now_us + _pause_us(breaker)
+        per_s = window.failures * 1_000_000 // max(1, now_us - window.first_us)
+        breaker.ceiling = min(WAVE_MAX, max(storms.canaries, int(LOAD_SHARE * per_s)))
+        breaker.due_us = now_us + breaker.pause_us()
         self._open[key] = breaker
         count = len(window.workflows)
         effect = self._change(breaker, "open", record, now_us, f"{count} workflows failed on it in one window")
@@ -240,7 +193,7 @@ class Breakers:
     def _send(self, breaker: Breaker, record: Record, now_us: int, storms: Storms) -> Iterator[CoordinatorEffect]:
         canary = breaker.phase == "pause"
         breaker.wave = 0 if canary else breaker.wave + 1
-        breaker.size = min(storms.canaries, WAVE_MAX) if canary else _next_size(breaker, storms)
+        breaker.size = min(storms.canaries, WAVE_MAX) if canary else breaker.next_size(storms)
         if not canary and breaker.state == "open":
             yield self._change(breaker, "half_open", record, now_us, "canaries recovered")
         chosen = [error_id for error_id, _ in zip(breaker.waiting, range(breaker.size), strict=False)]
@@ -269,17 +222,13 @@ class Breakers:
         if breaker.failed > breaker.released - needed:
             yield from self._bad(breaker, record, now_us, "too few recovered")
         elif breaker.recovered >= needed and breaker.recovered:
-            _good(breaker, now_us)
+            breaker.good(now_us)
         elif breaker.released == 0:  # its members ended otherwise, and told nothing: others go in their place
             breaker.phase = "gap" if breaker.wave else "pause"
             breaker.due_us = max(now_us, breaker.sent_us + WAVE_GAP_US)
 
     def _bad(self, breaker: Breaker, record: Record, now_us: int, why: str) -> Iterator[CoordinatorEffect]:
-        if breaker.wave:
-            breaker.ceiling = max(1, breaker.size // 2)
-        breaker.tries += 1
-        breaker.healthy, breaker.phase = False, "pause"
-        breaker.due_us = now_us + _pause_us(breaker)
+        breaker.bad(now_us)
         if breaker.state == "half_open":
             yield self._change(breaker, "open", record, now_us, f"wave {breaker.wave}: {why}")
 
@@ -319,7 +268,7 @@ class Breakers:
         """Everything but `changes`, which are over."""
         return {
             "windows": self._windows.dump(),
-            "open": [_dump_breaker(breaker) for breaker in self._open.values()],
+            "open": [breaker.dump() for breaker in self._open.values()],
             "closed": self._closed,
         }
 
@@ -327,7 +276,7 @@ class Breakers:
         """Inverse of `dump`."""
         self.changes = []
         self._windows.load(value["windows"])
-        self._open = {row["key"]: _load_breaker(row) for row in value["open"]}
+        self._open = {row["key"]: Breaker.load(row) for row in value["open"]}
         self._waiting = sum(len(b.waiting) for b in self._open.values())
         self._closed = dict(value["closed"])
 
@@ -337,29 +286,8 @@ def breaker_id(key: str) -> str:
     return derive_id(key, "breaker")
 
 
-def _good(breaker: Breaker, now_us: int) -> None:
-    breaker.tries, breaker.healthy, breaker.phase = 0, True, "gap"
-    breaker.due_us = max(now_us, breaker.sent_us + WAVE_GAP_US)
-
-
 def _kind_of(key: str) -> str:
     return "dependency" if key.startswith("dependency:") else "fingerprint"
-
-
-def _pause_us(breaker: Breaker) -> int:
-    ceiling = Backoff(base_ms=PAUSE.base_ms // 2, max_ms=PAUSE.max_ms // 2)
-    fixed_ms = min(ceiling.max_ms, ceiling.base_ms << min(breaker.tries, 40))
-    return (fixed_ms + jittered_ms(ceiling, breaker.tries + 1, f"{breaker.key}|{breaker.sequence}")) * 1000
-
-
-def _next_size(breaker: Breaker, storms: Storms) -> int:
-    """Larger by `growth` up to the ceiling, by as many as there are canaries beyond it; as it was when it was not
-    filled."""
-    if breaker.released < breaker.size:
-        return breaker.size
-    if breaker.size >= breaker.ceiling:
-        return min(breaker.size + storms.canaries, WAVE_MAX)
-    return min(max(int(breaker.size * storms.growth), breaker.size + 1), breaker.ceiling, WAVE_MAX)
 
 
 def _released(
@@ -379,21 +307,3 @@ def _released(
         canary=canary,
     )
     return AppendTo(fact, waiting.to.partition)
-
-
-_PLAIN = tuple(f.name for f in fields(Breaker) if f.name != "waiting")
-
-
-def _dump_breaker(breaker: Breaker) -> dict[str, Any]:
-    row = {name: getattr(breaker, name) for name in _PLAIN}
-    row["waiting"] = [
-        [error_id, w.attempt_id, w.to.workflow_id, w.to.workflow_type, w.to.external_id, w.to.correlation_id,
-         w.to.partition]
-        for error_id, w in breaker.waiting.items()
-    ]  # fmt: skip
-    return row
-
-
-def _load_breaker(row: Any) -> Breaker:
-    waiting = {error_id: Waiting(Addressee(*to), attempt_id) for error_id, attempt_id, *to in row["waiting"]}
-    return Breaker(**{name: row[name] for name in _PLAIN}, waiting=waiting)

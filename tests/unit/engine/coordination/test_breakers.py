@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from engine.coordination import breakers as module
-from engine.coordination.breakers import WAVE_MAX
+from engine.coordination.waves import WAVE_MAX
 from engine.coordination.windows import KEYS_MAX, Windows
 from engine.policy.model import Storms
 from schemas.records.coordination import FailureSeen
