@@ -22,6 +22,7 @@ from schemas.records.events import (
     InterventionRequested,
     InterventionResolved,
     RecoveryDecided,
+    RecoveryRefused,
     RecoveryRequested,
     RepairHeld,
     RepairReleased,
@@ -357,5 +358,6 @@ _HANDLERS: dict[type, Callable[[WorkflowState, Any, Delivered], bool]] = {
     InterventionPointReached: people.point_reached,
     InterventionResolved: people.intervention_resolved,
     RecoveryRequested: requests.recovery_requested,
+    RecoveryRefused: requests.recovery_refused,
     TimerFired: recovery.timer_fired,
 }

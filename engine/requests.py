@@ -101,9 +101,24 @@ def _replaced(
 
 def recovery_requested(state: WorkflowState, record: RecoveryRequested, event: Delivered) -> bool:
     """Nothing changes yet: whether it can be done depends on the policy, so it is decided, and read back."""
-    if state.first_sight(record.event_id):
-        case = (state.cases or {}).get(record.error_id)
-        state.transitions = (Transition("asked", case, None if case is None else case.attempt),)
+    if not state.first_sight(record.event_id):
+        return False
+    case = (state.cases or {}).get(record.error_id)
+    if case is None:
+        state.transitions = (Transition("asked", detail="the error is not open"),)
+    elif case.requested:
+        state.transitions = (Transition("asked", detail="another request is being decided"),)
+    else:
+        case.requested = record.event_id
+        state.transitions = (Transition("asked", case),)
+    return False
+
+
+def recovery_refused(state: WorkflowState, record: RecoveryRefused, event: Delivered) -> bool:
+    """Read back: the next request may come."""
+    case = (state.cases or {}).get(record.error_id)
+    if case is not None and case.requested == record.causation_id:
+        case.requested = ""
     return False
 
 
@@ -114,7 +129,7 @@ def asked(state: WorkflowState, event: Delivered, policy: Policy, t: Transition)
     parameters = object_of(record.parameters)
     plan: Plan | Unavailable
     if case is None:
-        plan = Unavailable("the error is not open")
+        plan = Unavailable(t.detail)
     elif parameters is None:
         plan = Unavailable("the parameters are no JSON object")
     elif case.undoing == record.strategy and case.intervention_id is None:
@@ -154,6 +169,8 @@ def asked(state: WorkflowState, event: Delivered, policy: Policy, t: Transition)
 
 def supersede(state: WorkflowState, case: Case, record: RecoveryDecided) -> None:
     """A decision of a human is read back: what is being tried ends before it."""
+    if case.requested and record.causation_id == case.requested:
+        case.requested = ""
     if record.ladder != LADDER or record.attempt_number not in (case.attempts + 1, case.attempts + 2):
         return
     if record.strategy != case.undoing:

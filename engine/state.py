@@ -99,7 +99,7 @@ class Case:
     undoing steps, down to the checkpoint at offset `undo_to` (-1: all of them).
 
     `claimed_by` looks after the open intervention. `approved`: a human let the workflow pass the step's intervention
-    point.
+    point. `requested` is the operator's request that is being decided.
     """
 
     error_id: str
@@ -133,6 +133,7 @@ class Case:
     holds_dependants: bool = False
     claimed_by: str = ""
     approved: bool = False
+    requested: str = ""
     #: What the workflow did when its loop was found (see `engine.recent`): it has to leave that.
     loop: bytes = b""
 
