@@ -18,7 +18,7 @@ from .detectors.dependency import LOST
 from .detectors.infinite_loop import NAME as INFINITE_LOOP
 from .events import Delivered
 from .state import FAILED, Case, StepRun, Transition, WorkflowState
-from .usage import Usage
+from .usage import CPU, MEMORY, Usage
 
 #: Leases remembered per workflow; of more, the oldest is not known when it is lost.
 LEASES_MAX = 64
@@ -30,7 +30,9 @@ _LOOK = Transition("look")
 def step_started(state: WorkflowState, record: StepStarted, number: int) -> None:
     """A run begins; a step that it needs may have failed."""
     if state.usage is not None:
-        state.usage.begin(record.step_id, repair=record.command_id is not None)
+        state.usage.forget(record.step_id)
+        if record.command_id is not None:
+            state.usage.forget_calls()
     index = state.graph.index
     for dependency in state.graph.steps[number].depends_on:
         needed = index.get(dependency, -1)
@@ -46,6 +48,8 @@ def step_progressed(run: StepRun, record: StepProgressed) -> None:
 
 def step_completed(state: WorkflowState, record: StepCompleted, number: int, run: StepRun | None) -> None:
     """A run ended well: remember by what it can be told from others. Only one that was seen before may close a loop."""
+    if state.usage is not None:
+        state.usage.forget(record.step_id)
     saved = state.tip[-32:] if state.fresh and state.tip is not None else None
     state.fresh = False
     last = recent.entry(
@@ -98,9 +102,9 @@ def used(state: WorkflowState, record: ResourceUsageReported, event: Delivered) 
         return False
     step_id = record.step_id or ""
     if record.memory_mb is not None:
-        usage.report("memory", step_id, record.memory_mb, event.timestamp_us)
+        usage.report(MEMORY, step_id, record.memory_mb, event.timestamp_us)
     if record.cpu_percent is not None:
-        usage.report("cpu", step_id, record.cpu_percent, event.timestamp_us)
+        usage.report(CPU, step_id, record.cpu_percent, event.timestamp_us)
     if record.api_calls is not None:
         usage.count(record.api_calls, event.timestamp_us)
     state.transitions = (_LOOK,)

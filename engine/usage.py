@@ -16,8 +16,9 @@ MEMORY, CPU, API_CALLS = "memory", "cpu", "api_calls"
 #: Reports kept of one resource of one step. A trend is a line through all but one of them; the one more shows what was
 #: known before the newest came.
 SAMPLES_MAX = 17
-#: Resources of steps remembered per workflow, the least recently reported forgotten first.
-SERIES_MAX = 16
+#: Resources of steps remembered per workflow, the least recently reported forgotten first. Those of a step that ended
+#: are forgotten anyway: this many is for steps that run side by side.
+SERIES_MAX = 64
 HOUR_US = 3_600_000_000
 #: Calls are counted by minute: an hour is known to within one.
 _BUCKET_US = 60_000_000
@@ -33,6 +34,11 @@ _BUCKET = struct.Struct(">QQ")
 
 #: Resource, and the step that uses it: "" for calls, which are counted for the whole workflow.
 Key = tuple[str, str]
+
+
+def is_use(value: float) -> bool:
+    """Whether a resource can be used so much; any other value says nothing."""
+    return math.isfinite(value) and value >= 0
 
 
 @dataclass(slots=True)
@@ -55,8 +61,8 @@ class Usage:
         return True
 
     def report(self, resource: str, step_id: str, value: float, at_us: int) -> None:
-        """A step uses so much. A value that no resource can have says nothing."""
-        if math.isfinite(value) and value >= 0:
+        """A step uses so much."""
+        if is_use(value):
             self._add((resource, step_id), value, at_us)
 
     def count(self, calls: int, at_us: int) -> None:
@@ -77,12 +83,14 @@ class Usage:
         """What was reported: (broker time, value), oldest first."""
         return list(_SAMPLE.iter_unpack(self.series.get((resource, step_id), b"")))
 
-    def begin(self, step_id: str, *, repair: bool) -> None:
-        """A run of a step begins: what its last run used says nothing of it. A repair's run is told of calls anew."""
+    def forget(self, step_id: str) -> None:
+        """A run of a step began or ended: what was used until then says nothing of what is."""
         for resource in (MEMORY, CPU):
             self.series.pop((resource, step_id), None)
-        if repair:
-            self.series.pop((API_CALLS, ""), None)
+
+    def forget_calls(self) -> None:
+        """A repair's run begins: that there were too many calls before it is to be said again. They still count."""
+        self.series.pop((API_CALLS, ""), None)
 
     def _add(self, key: Key, value: float, at_us: int) -> None:
         before = self.series.pop(key, b"")

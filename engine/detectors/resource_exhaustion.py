@@ -17,7 +17,7 @@ from ..effects import fact
 from ..events import Delivered
 from ..policy.model import Detection, Policy
 from ..state import WorkflowState
-from ..usage import API_CALLS, CPU, MEMORY, SAMPLES_MAX
+from ..usage import API_CALLS, CPU, MEMORY, SAMPLES_MAX, is_use
 from .base import found
 
 NAME = "resource_exhaustion"
@@ -58,7 +58,7 @@ def resource_exhaustion(state: WorkflowState, event: Delivered, policy: Policy) 
         (CPU, record.cpu_percent),
         (API_CALLS, record.api_calls),
     ):
-        if reported is None or not reported >= 0:
+        if reported is None or not is_use(reported):
             continue
         samples = state.usage.samples(resource, "" if resource == API_CALLS else step_id)
         limit = _limit(resource, limits)
@@ -108,7 +108,9 @@ def crosses_in_us(samples: Samples, limit: float) -> int | None:
     slope = together / time_spread
     left_us = (limit - (mean_value - slope * mean_time)) / slope * 1e6
     reach_us = min(TREND_HORIZON_US, TREND_REACH * (newest_us - samples[0][0]))
-    return max(0, int(left_us)) if left_us <= reach_us else None
+    if not left_us <= reach_us:  # also when use is beyond what numbers can hold
+        return None
+    return int(left_us) if left_us > 0 else 0
 
 
 def _limit(resource: str, limits: Detection) -> _Limit:
