@@ -103,6 +103,11 @@ class PolicyLog:
         with LogReader(self._servers) as log:
             return read_policies(log).before(partition, offset)
 
+    def newest(self) -> Entry | None:
+        """The one applied last. RetriableError when Kafka is away."""
+        with LogReader(self._servers) as log:
+            return read_policies(log).newest
+
 
 def read_policies(log: LogReader) -> Applied:
     """Every entry. RetriableError when Kafka is away. What is no entry of this policy is passed over."""

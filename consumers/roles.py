@@ -28,6 +28,8 @@ from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS, POLICIE
 from . import telemetry
 from .archiver import Archiver
 from .clock import BrokerClock
+from .coordinator import Coordination
+from .coordinator_snapshots import CoordinatorSnapshots
 from .handler import Handler
 from .inspecting import Inspection, inspection_of
 from .kafka import SESSION_TIMEOUT_MS, SESSION_TIMEOUT_MS_WANTED, consumer_settings, describe, producer_settings
@@ -95,6 +97,20 @@ def archiver_loop(settings: RoleSettings) -> Loop:
     return _loop("archiver", settings, Archiver(archive, age_s=settings.archive_age_s), BrokerClock())
 
 
+def coordinator_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Loop:
+    """The coordinator role. One process of its group is at work, the others stand by."""
+    cluster = _cluster(settings, (EVENTS, COORDINATION, POLICIES, DEAD_LETTERS))
+    codec, clock = codec_of(settings, stack), BrokerClock()
+    with _named_settings():
+        outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
+    snapshots = CoordinatorSnapshots(settings.objects, cluster=cluster, group=settings.group, topic=COORDINATION)
+    count = len(_admin(settings.kafka).list_topics(EVENTS, timeout=_METADATA_TIMEOUT_S).topics[EVENTS].partitions)
+    applied = PolicyLog(settings.kafka).newest
+    handler = Coordination(policy, codec, outbox, snapshots, count, applied)
+    stack.callback(handler.close)
+    return _loop("coordinator", settings, handler, clock, topic=COORDINATION)
+
+
 def keeper(settings: RoleSettings, policy: Policy, tables: Tables, stack: ExitStack) -> Keeper:
     """The keeper role. It belongs to no group: a lock in Postgres says which one works."""
     cluster = _cluster(settings, (EVENTS,))
@@ -153,12 +169,12 @@ def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Runs]) -
     log.info("stopped")
 
 
-def _loop(role: str, settings: RoleSettings, handler: Handler, clock: BrokerClock) -> Loop:
+def _loop(role: str, settings: RoleSettings, handler: Handler, clock: BrokerClock, *, topic: str = EVENTS) -> Loop:
     own = consumer_settings(settings.kafka, settings.group, settings.extra)
     if "session.timeout.ms" in own and "session.timeout.ms" not in settings.extra:
         own["session.timeout.ms"] = _session_timeout_ms(settings.kafka)
     with _named_settings():
-        return Loop(role, EVENTS, own, handler, clock)
+        return Loop(role, topic, own, handler, clock)
 
 
 @contextmanager

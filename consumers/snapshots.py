@@ -88,15 +88,20 @@ class Dumping:
             self._left.clear()
 
 
+def open_store(url: str) -> ObjectStore:
+    """The object store at a URL. ConfigError when it names none."""
+    try:
+        return from_url(url, mkdir=True) if url.startswith("file:") else from_url(url)
+    except Exception as error:
+        raise ConfigError(f"KINTSUGI_OBJECTS: {url!r}: {error}") from error
+
+
 class Snapshots:
     """Snapshots of one group on one topic of one cluster."""
 
     def __init__(self, url: str, *, cluster: str, group: str, topic: str) -> None:
         """ConfigError when the URL names no store."""
-        try:
-            self._store: ObjectStore = from_url(url, mkdir=True) if url.startswith("file:") else from_url(url)
-        except Exception as error:
-            raise ConfigError(f"KINTSUGI_OBJECTS: {url!r}: {error}") from error
+        self._store = open_store(url)
         self._tags = {"cluster": cluster, "group": group, "topic": topic, "version": VERSION}
         self._prefix = f"snapshots/{cluster}/{group}/{topic}"
         self._log = telemetry.log()

@@ -71,6 +71,13 @@ WORKFLOWS_SPOILED = Gauge("kintsugi_workflows_without_checkpoint", "Live workflo
 COLLECTIONS = Counter("kintsugi_collections_total", "Collections of orphans", ["outcome"])
 ORPHANS_DELETED = Counter("kintsugi_orphans_deleted_total", "Objects deleted that no row refers to")
 ORPHAN_BYTES = Counter("kintsugi_orphans_deleted_bytes_total", "Bytes of the objects deleted")
+LEASES_HELD = Gauge("kintsugi_leases_held", "Leases of shared resources that workflows hold")
+LEASES_WAITING = Gauge("kintsugi_leases_waiting", "Wishes for shared resources that wait")
+LEASE_STRAYS = Counter("kintsugi_lease_returns_ignored_total", "Returns of leases that the workflow did not have")
+DEADLOCKS = Counter("kintsugi_deadlocks_total", "Cycles of workflows that waited for each other")
+AWAITS_OVERLOOKED = Counter(
+    "kintsugi_awaits_overlooked_total", "Waits for workflows beyond the bound, in which no deadlock is looked for"
+)
 BUILD = Info("kintsugi_build", "Version of this process")
 
 

@@ -49,8 +49,9 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(
         name=COORDINATION,
         partitions=1,
-        purpose="resources, wait edges, breakers",
-        config={**_COMMON, "cleanup.policy": "compact,delete", "retention.ms": str(7 * _DAY_MS)},
+        purpose="what workflows share, wait for and fail on",
+        # Not compacted: the records of one workflow do not replace each other. As long as a lease may be held.
+        config={**_COMMON, "cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS)},
     ),
     TopicSpec(
         name=POLICIES,

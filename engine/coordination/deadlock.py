@@ -160,7 +160,8 @@ class Played:
                 left.append(item.awaited_id)
             wishes = [x for x in self._leases.of.get(workflow_id, {}).values() if not x.granted]
             self._pending[workflow_id] = len(own) + len(wishes)
-            self._pending_steps.update((workflow_id, wait.step_id) for wait in (*own, *wishes))
+            self._pending_steps.update((workflow_id, item.step_id) for item in own)
+            self._pending_steps.update((workflow_id, wish.step_id) for wish in wishes)
             for wish in wishes:
                 resource = self._leases.resources[wish.resource_id]
                 depth = self._depth.get(wish.resource_id)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from consumers.settings import RoleSettings
     from engine.policy import Policy
 
-ROLES = ("recovery", "projector", "archiver", "keeper")
+ROLES = ("recovery", "projector", "archiver", "keeper", "coordinator")
 
 
 @click.command("run")
@@ -114,7 +114,7 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
     import os
     from pathlib import Path
 
-    from consumers.roles import archiver_loop, recovery_loop
+    from consumers.roles import archiver_loop, coordinator_loop, recovery_loop
     from consumers.roles import run as run_role
     from consumers.settings import role_settings
     from engine.policy import default_policy, load_policy
@@ -140,6 +140,9 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
         return
     if role == "keeper":
         run_role(role, settings, lambda stack: keeper(settings, chosen, stack))
+        return
+    if role == "coordinator":
+        run_role(role, settings, lambda stack: coordinator_loop(settings, chosen, stack))
         return
     run_role(role, settings, lambda stack: recovery_loop(settings, chosen, stack))
 
