@@ -4,7 +4,7 @@ A breaker stands for what failures have in common: the outside system they name,
 `threshold` different workflows fail within the window, so one that fails again and again opens nothing. From then on
 the partitions hold its repairs, and the coordinator sends a few canaries after a pause, which grows while canaries
 fail. When most of a wave recovers the next one is larger; when it does not, canaries go first again, and later waves
-grow slowly beyond the size that was too much, as TCP does. Waves are bounded and keep a distance, so what came back is
+stay below the size that was too much (`waves`). Waves are bounded and keep a distance, so what came back is
 not run over. A breaker closes when nobody waits and nothing of its kind was bad for a while.
 
 A repair is lost in no case: whoever is not remembered here, because the list is full or the coordinator forgot, is sent

@@ -18,6 +18,8 @@ WAVE_MAX = 500
 #: At first waves grow fast up to this share of what failed in a second when the storm began: that many calls were usual
 #: for the target, and the others go on beside the wave.
 LOAD_SHARE = 0.5
+#: Good waves as large as allowed before a little more is allowed.
+STEADY_WAVES = 20
 #: A wave is good when this share of its members recovered.
 GOOD_SHARE = 0.8
 #: Time a wave is given. Without any failure one recovery is enough then: steps may take long.
@@ -57,6 +59,9 @@ class Breaker:
     failed: int = 0
     #: Size from which on waves grow slowly: what the target is thought to bear.
     ceiling: int = WAVE_MAX
+    #: No wave is larger: less than the one that was too much. It is raised a little after `STEADY_WAVES` good ones.
+    limit: int = WAVE_MAX
+    steady: int = 0
     #: Whether the last wave was good.
     healthy: bool = False
     #: Errors whose repair was let go and has not ended, and when that was: `sent_us` tells the members of this wave.
@@ -76,18 +81,21 @@ class Breaker:
         if self.released < self.size:
             return self.size
         if self.size >= self.ceiling:
-            return min(self.size + storms.canaries, WAVE_MAX)
-        return min(max(int(self.size * storms.growth), self.size + 1), self.ceiling, WAVE_MAX)
+            return min(self.size + storms.canaries, self.limit)
+        return min(max(int(self.size * storms.growth), self.size + 1), self.ceiling, self.limit)
 
     def good(self, now_us: int) -> None:
         """The wave recovered: the next one may go, at its distance."""
+        self.steady += self.size >= self.limit
+        if self.steady >= STEADY_WAVES:
+            self.limit, self.steady = min(WAVE_MAX, self.limit + max(1, self.limit // 5)), 0
         self.tries, self.healthy, self.phase = 0, True, "gap"
         self.due_us = max(now_us, self.sent_us + WAVE_GAP_US)
 
     def bad(self, now_us: int) -> None:
         """It did not: canaries first, after a pause, and smaller waves after them."""
         if self.wave:
-            self.ceiling = max(1, self.size // 2)
+            self.ceiling, self.limit, self.steady = max(1, self.size // 2), max(1, self.size * 3 // 4), 0
         self.tries += 1
         self.healthy, self.phase = False, "pause"
         self.due_us = now_us + self.pause_us()
