@@ -18,7 +18,18 @@ from ._schemas.migrations import Migrations
 from ._schemas.objects import ObjectStoreError
 from ._schemas.records.events import StepSpec
 from .client import Client
-from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, RestoreError, SupersededError
+from .errors import (
+    BufferFullError,
+    ClosedError,
+    NotDeliveredError,
+    OutcomeUnknownError,
+    PausedError,
+    RefusedError,
+    RestoreError,
+    StepCancelledError,
+    SupersededError,
+)
+from .limits import LocalLimits, Scaler
 from .outbox import Undelivered
 from .policy import CheckpointPolicy
 from .step import StepContext
@@ -32,13 +43,18 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "KintsugiError",
+    "LocalLimits",
     "Migrations",
     "NotDeliveredError",
     "ObjectStoreError",
+    "OutcomeUnknownError",
     "PausedError",
+    "RefusedError",
     "RestoreError",
     "RetriableError",
+    "Scaler",
     "StateError",
+    "StepCancelledError",
     "StepContext",
     "StepSpec",
     "SupersededError",

@@ -26,6 +26,7 @@ from .commands import Commands
 from .errors import ClosedError
 from .history import History
 from .inbox import Inbox
+from .limits import Scaler
 from .listener import Listener
 from .outbox import Interceptor, Outbox, Undelivered
 from .policy import CheckpointPolicy
@@ -71,6 +72,7 @@ class Client:
         keys_optional: bool = False,
         protection: str | None = None,
         claim_from_bytes: int = CLAIM_FROM_BYTES,
+        scaler: Scaler | None = None,
     ) -> None:
         if not service or len(service) > _SERVICE_MAX or clean(service, _SERVICE_MAX) != service:
             raise ConfigError(f"service: {service!r:.80} must be text of 1 to {_SERVICE_MAX} characters")
@@ -79,6 +81,8 @@ class Client:
         self.service = service
         self.producer_name = f"{service}/{socket.gethostname()}/{os.getpid()}"[:_PRODUCER_MAX]
         self.closing = False
+        #: Carries out ScaleResources.
+        self.scaler = scaler
         self._settings = Settings(
             kafka=kafka,
             service=service,
@@ -268,7 +272,7 @@ class Client:
         """Start a workflow: see `WorkflowType.begin` and `WorkflowType.start`."""
         if self.closing:
             raise ClosedError("the client is closed")
-        kind.specs()
+        kind.check()
         text = _input_text(data)
         if run_steps:
             self.work.runner.check_room()

@@ -6,46 +6,40 @@ in another process, and restores what the command names from the log: so a retry
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._schemas.errors import KintsugiError
 from ._schemas.records import Command
 from ._schemas.records.commands import (
+    CancelStep,
     CancelWorkflow,
+    CompensateStep,
     PauseWorkflow,
-    RestartWorkflow,
-    ResumeFromCheckpoint,
+    ReconcileStep,
     ResumeWorkflow,
-    RetryStep,
-    RollbackTo,
-    RunAlternativePath,
+    ScaleResources,
 )
-from ._schemas.records.events import CheckpointRejected, CommandAcknowledged
+from ._schemas.records.events import CommandAcknowledged
 from .checkpoints import new_id, now_us
-from .errors import RestoreError, SupersededError, reason_of
+from .errors import reason_of
 from .inbox import ForeignCommand, Received
+from .limits import Scaler
 from .outbox import Delivery
+from .repairs import BEGINNINGS, FOUND, Repairs
 from .run import Answer, Run
-from .runner import Job
-from .standing import Standing
-from .texts import DETAIL_MAX, MESSAGE_MAX, clean, describe
-from .types import CommandHandler, WorkflowType, wait_for
+from .texts import CODE_MAX, DETAIL_MAX, clean, describe
+from .types import CommandHandler, wait_for
 from .workflow import Workflow
 
 if TYPE_CHECKING:
     from .client import Client
 
-Beginning = RetryStep | ResumeFromCheckpoint | RestartWorkflow
 #: Commands after which a workflow belongs to the process that carries them out.
-_TAKES_OVER = (RetryStep, ResumeFromCheckpoint, RestartWorkflow, RunAlternativePath, RollbackTo, CancelWorkflow)
-
-#: The actor of commands that nobody but the engine decided on.
-ENGINE = "engine"
+_TAKES_OVER = (*BEGINNINGS, CompensateStep, CancelWorkflow)
 
 log = logging.getLogger("kintsugi_client")
 
@@ -56,6 +50,7 @@ class Commands:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._work = client.work
+        self._repairs = Repairs(client)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter(accepted=0, succeeded=0, failed=0, unknown=0, repeated=0, expired=0)
         #: Runs of commands whose handlers are at work, for `Client.restore`.
@@ -89,13 +84,20 @@ class Commands:
         self._count("repeated")
         self._tell(received, status, detail="received before; not carried out again", duplicate=True)
 
-    def _answer(self, received: Received, status: str, detail: str | None = None, reason: str | None = None) -> None:
+    def _answer(
+        self,
+        received: Received,
+        status: str,
+        detail: str | None = None,
+        reason: str | None = None,
+        result: str | None = None,
+    ) -> None:
         command_id = received.command.command_id
         self._client.settle(command_id, status)
         if status != "succeeded":
             log.warning("command %s (%s) %s: %s", command_id, type(received.command).__name__, status, detail)
         try:
-            self._tell(received, status, detail=detail, reason=reason)
+            self._tell(received, status, detail=detail, reason=reason, result=result)
         except KintsugiError as error:
             log.error("command %s: %s, and that could not be told: %s", command_id, status, error)
 
@@ -106,6 +108,7 @@ class Commands:
         *,
         detail: str | None = None,
         reason: str | None = None,
+        result: str | None = None,
         duplicate: bool = False,
     ) -> Delivery:
         command = received.command
@@ -126,6 +129,7 @@ class Commands:
             detail=None if detail is None else clean(detail, DETAIL_MAX),
             duplicate=duplicate,
             reason=reason,
+            result=result,
         )
         delivery = self._client.outbox.send(self._client.vault.seal_texts(record), parent=received.trace)
         if not duplicate:
@@ -171,12 +175,21 @@ class Commands:
             self._cancel(command, workflow or Workflow(kind, self._client, command.workflow_id, Run()), run)
         elif isinstance(command, PauseWorkflow) and workflow is not None:
             workflow.pause(command.reason, command.actor, order=run)
+        elif isinstance(command, CancelStep) and workflow is not None:
+            workflow.cancel_step(command.step_id, command.step_run_id)
+            run.settle("succeeded")
+        elif isinstance(command, ScaleResources) and self._client.scaler is not None:
+            self._work.aside(command.command_id, run, partial(_scale, self._client.scaler, command))
         elif not kind.functions:
             raise KintsugiError(f"no handler for {name} is registered")
         elif isinstance(command, ResumeWorkflow) and workflow is not None:
             self._resume(command, workflow, run)
-        elif isinstance(command, RetryStep | ResumeFromCheckpoint | RestartWorkflow):
-            self._begin_run(command, kind, run)
+        elif isinstance(command, BEGINNINGS):
+            self._repairs.begin(command, kind, run)
+        elif isinstance(command, CompensateStep):
+            self._repairs.compensate(command, kind, run)
+        elif isinstance(command, ReconcileStep):
+            self._repairs.reconcile(command, kind, workflow, run)
         else:
             raise KintsugiError(f"no handler for {name} is registered")
 
@@ -193,52 +206,18 @@ class Commands:
             self._work.submit(workflow, run, urgent=True)
         run.settle("succeeded")
 
-    def _begin_run(self, command: Beginning, kind: WorkflowType, run: Run) -> None:
-        self._work.runner.check_room()
-        if isinstance(command, RetryStep):
-            if command.step_id not in kind.functions:
-                raise KintsugiError(f"workflow type {kind.name!r} has no function for step {command.step_id!r}")
-            run.recovers = command.step_id
-            if command.timeout_ms is not None:
-                run.step_timeout_ms[command.step_id] = command.timeout_ms
-        workflow = self._work.take(kind, command.workflow_id, run)
-        self._work.submit(workflow, run, lambda: self._stand(command, workflow, run), urgent=True)
-
-    def _stand(self, command: Beginning, workflow: Workflow, run: Run) -> None:
-        """Let the run begin where the command says. What is not what was saved is reported as an error of its own."""
-        try:
-            standing = self._standing(command, workflow, run)
-        except Exception as error:
-            if isinstance(error, RestoreError) and error.corrupt:
-                _report_corruption(command, workflow, run, error)
-            run.reported = True  # the engine hears of it by the answer to its command
-            raise
-        if isinstance(command, RetryStep):
-            standing.completed = [step for step in standing.completed if step != command.step_id]
-        workflow.stand(run, standing, None if command.actor == ENGINE else clean(command.reason, MESSAGE_MAX))
-
-    def _standing(self, command: Beginning, workflow: Workflow, run: Run) -> Standing:
-        restorer = self._client.restorer
-        if not isinstance(command, RestartWorkflow):
-            if command.checkpoint_id is not None:
-                return restorer.checkpoint(command, workflow.kind, run.superseded)
-            if workflow.stands:
-                return _as_in_memory(run)
-        place = (command.started_partition, command.started_offset)
-        return restorer.input_of(command.workflow_id, *place, run.superseded)
-
     # -- handlers -------------------------------------------------------------------------------------------------
 
     def restore(self, command: Command) -> Workflow:
         """The workflow, standing where the command says, for a handler to go on with."""
-        if not isinstance(command, RetryStep | ResumeFromCheckpoint | RestartWorkflow):
+        if not isinstance(command, BEGINNINGS):
             raise KintsugiError(f"{type(command).__name__} names nothing to restore")
         with self._lock:
             run = self._handled.get(command.command_id) or _run_of(command)
         kind = self._client.kind(command.workflow_type)
         workflow = self._work.renew(kind, command.workflow_id, run)
         try:
-            self._stand(command, workflow, run)
+            self._repairs.stand(command, workflow, run)
         except BaseException:
             if not workflow.stands:
                 self._work.forget(workflow)
@@ -249,47 +228,28 @@ class Commands:
         """Let the service's handler do it, on a thread of its own."""
         if isinstance(command, ResumeWorkflow) and workflow is not None:
             workflow.resume(command.reason, command.actor, run=run)
-        job = Job(
-            key=command.command_id,
-            run=run,
-            work=lambda: self._handle(handler, command, workflow, run),
-            dropped=lambda reason: run.settle("failed", reason),
-        )
-        self._work.runner.submit(job, urgent=True)
+        self._work.aside(command.command_id, run, lambda: self._handle(handler, command, workflow, run))
 
-    def _handle(self, handler: CommandHandler, command: Command, workflow: Workflow | None, run: Run) -> None:
+    def _handle(self, handler: CommandHandler, command: Command, workflow: Workflow | None, run: Run) -> str | None:
         with self._lock:
             self._handled[command.command_id] = run
         try:
-            wait_for(handler(command, workflow))
-        except SupersededError:
-            run.settle("unknown", "another command took over")
-        except BaseException as error:
-            if not isinstance(error, KintsugiError):
-                log.warning("the handler of command %s failed", command.command_id, exc_info=error)
-            run.settle("failed", f"{type(error).__name__}: {describe(error)}", reason_of(error))
-        else:
-            run.settle("succeeded")
+            return _result_of(command, wait_for(handler(command, workflow)))
         finally:
             with self._lock:
                 del self._handled[command.command_id]
 
 
-def _report_corruption(command: Beginning, workflow: Workflow, run: Run, error: RestoreError) -> None:
-    """Tell the log what did not verify, so that nobody picks it again."""
-    checkpoint_id = None if isinstance(command, RestartWorkflow) else command.checkpoint_id
-    if checkpoint_id is not None:
-        workflow.tell(
-            CheckpointRejected,
-            run,
-            checkpoint_id=checkpoint_id,
-            step_id=getattr(command, "step_id", None) or "",
-            reason=error.fault or error.reason,
-            detail=describe(error, DETAIL_MAX),
-            detected_by="restore",
-        )
-    step_id = command.step_id if isinstance(command, RetryStep) else ""
-    workflow.report_error(step_id, error, code="STATE_CORRUPTION", reason=error.fault, run=run, evidence=False)
+def _result_of(command: Command, said: Any) -> str | None:
+    """What a handler found out, for the answer."""
+    if isinstance(command, ReconcileStep) and (said is None or isinstance(said, bool)):
+        return FOUND[said]
+    return clean(said, CODE_MAX) if isinstance(said, str) else None
+
+
+def _scale(scaler: Scaler, command: ScaleResources) -> str:
+    reached = scaler.scale(command.workflow_id, command.step_id, command.resource, command.factor)
+    return clean(reached, CODE_MAX)
 
 
 def _run_of(command: Command, trace: str | None = None, answer: Answer | None = None) -> Run:
@@ -301,11 +261,3 @@ def _run_of(command: Command, trace: str | None = None, answer: Answer | None = 
         epoch=getattr(command, "epoch", 0),
         last_sequence=getattr(command, "last_sequence", 0),
     )
-
-
-def _as_in_memory(run: Run) -> Standing:
-    """No checkpoint is named, so the state is as the last run left it: a copy, for that run may still be at work."""
-    try:
-        return Standing(copy.deepcopy(run.data), completed=list(run.completed), metadata=copy.deepcopy(run.metadata))
-    except Exception as error:
-        raise KintsugiError(f"the state in memory cannot be copied: {describe(error)}") from error

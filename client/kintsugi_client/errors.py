@@ -41,13 +41,46 @@ class RestoreError(KintsugiError):
         return self.reason == "corrupt"
 
 
+class RefusedError(KintsugiError):
+    """A command that cannot be carried out as it stands. `reason` is one of
+
+    edit_invalid      the edit, or the result supplied for a skipped step, leaves no valid state
+    never_ran         the step to undo has not completed
+    no_compensation   nothing is registered that undoes the step
+    not_reconcilable  nothing is registered that could tell whether the step took effect
+    not_running       the step to cancel is not at work here
+    """
+
+    def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class OutcomeUnknownError(KintsugiError):
+    """To be raised by a step that cannot tell whether what it asked for took effect: a request without an answer.
+
+    Such a step is not run again before it is reconciled, or a human has looked.
+    """
+
+    reason = "outcome_unknown"
+
+    def __init__(self, message: str, *, dependency: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        #: The outside system that gave no answer.
+        self.dependency = dependency
+
+
 def reason_of(error: BaseException) -> str | None:
-    """The short reason in the answer to a command that failed because nothing could be restored."""
-    return error.reason if isinstance(error, RestoreError) else None
+    """The short reason in the answer to a command that could not be carried out."""
+    return error.reason if isinstance(error, RestoreError | RefusedError) else None
 
 
 class SupersededError(KintsugiError):
     """This run was replaced by a command; what it still does is not recorded. Let it end."""
+
+
+class StepCancelledError(SupersededError):
+    """A command has cancelled this step, not the workflow. Let it end."""
 
 
 class PausedError(KintsugiError):

@@ -6,8 +6,8 @@ is recognised by its id, whoever received the first one: before a partition is t
 be valid is known. Expiry is judged by the broker's time of the acceptance, so no clock needs to be right.
 
 Most commands are carried out by the member that has their partition; it restores the workflow from the log, and a
-process that held the workflow lets it go. To pause and to resume is up to the process that holds the workflow,
-whichever that is; when none does, nobody answers.
+process that held the workflow lets it go. To pause, to resume and to cancel a step is up to the process that holds the
+workflow, whichever that is; when none does, nobody answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ._schemas.errors import KintsugiError
-from ._schemas.records.commands import PauseWorkflow, ResumeWorkflow
+from ._schemas.records.commands import CancelStep, PauseWorkflow, ResumeWorkflow
 from ._schemas.topics import COMMANDS
 from .errors import NotDeliveredError
 from .inbox import Inbox, Received
@@ -37,6 +37,9 @@ _BATCH_MAX = 100
 ACCEPT_TIMEOUT_S = 10.0
 #: How long a commit is tried again while the coordinator is away; then the commands are fetched again.
 COMMIT_PATIENCE_S = 5.0
+
+#: Commands for the process that holds the workflow, whichever has its partition.
+_OF_HOLDER = (PauseWorkflow, ResumeWorkflow, CancelStep)
 
 _TRANSIENT = frozenset(
     {
@@ -207,7 +210,7 @@ class Listener:
         if refused:
             self._stopping.wait(_RETRY_S)
         mine = [r for r in received if r is not None and r.place[0] not in refused]
-        return [r for r in mine if not isinstance(r.command, PauseWorkflow | ResumeWorkflow)]  # see `_seen`
+        return [r for r in mine if not isinstance(r.command, _OF_HOLDER)]  # see `_seen`
 
     def _commit(self, consumer: Consumer, ends: dict[int, int]) -> set[int]:
         """Partitions whose position could not be moved: they may have a new owner, nothing of them is carried out."""
@@ -283,7 +286,7 @@ class Listener:
         command = received.command
         if not self._carrier.holds(command.workflow_id):
             return
-        if isinstance(command, PauseWorkflow | ResumeWorkflow):
+        if isinstance(command, _OF_HOLDER):
             self._handed.append(received)
             return
         with self._lock:

@@ -13,7 +13,15 @@ from ._schemas.errors import RetriableError, StateError
 from ._schemas.objects import Objects
 from ._schemas.proof import KeyLookup, Prover
 from ._schemas.records import Record
-from ._schemas.records.commands import ResumeFromCheckpoint, RetryStep
+from ._schemas.records.commands import (
+    CompensateStep,
+    ReconcileStep,
+    ResumeFromCheckpoint,
+    RetryStep,
+    RollbackTo,
+    RunAlternativePath,
+    SkipStep,
+)
 from ._schemas.records.events import CheckpointCreated, WorkflowStarted
 from ._schemas.sealing import DataKey, unseal_fields
 from .bounded import Bounded
@@ -37,7 +45,11 @@ _NOT_CORRUPT = {
     "claim_missing": "object_missing",
 }
 
+#: Commands that name a checkpoint.
+Naming = RetryStep | ResumeFromCheckpoint | RunAlternativePath | RollbackTo | SkipStep | CompensateStep | ReconcileStep
+
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 
 class Restorer:
@@ -62,9 +74,7 @@ class Restorer:
         """End what waits."""
         self._closed.set()
 
-    def checkpoint(
-        self, command: RetryStep | ResumeFromCheckpoint, kind: WorkflowType, superseded: threading.Event
-    ) -> Standing:
+    def checkpoint(self, command: Naming, kind: WorkflowType, superseded: threading.Event) -> Standing:
         """The command's checkpoint, proven, and migrated to the type's version. RestoreError says what is wrong.
 
         SupersededError when another command takes over while this waits.
@@ -78,6 +88,16 @@ class Restorer:
         if partition is None or offset is None:
             raise RestoreError("checkpoint_missing", "the workflow's start is not in the log")
         return self._patiently(lambda: self._input_of(workflow_id, partition, offset), superseded)
+
+    def opened(self, record: R, superseded: threading.Event) -> R:
+        """The record with its sealed texts in clear. Raises as `checkpoint`."""
+        return self._patiently(lambda: self._opened(record), superseded)
+
+    def _opened(self, record: R) -> R:
+        try:
+            return unseal_fields(record, lambda number: self._key(record.workflow_id, number))
+        except StateError as error:
+            raise _refused(f"the sealed text of {type(record).__name__}", error) from error
 
     def _patiently(self, call: Callable[[], T], superseded: threading.Event) -> T:
         """Try again while something is away, within a bound."""
@@ -96,7 +116,7 @@ class Restorer:
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, command: RetryStep | ResumeFromCheckpoint, kind: WorkflowType) -> Standing:
+    def _checkpoint(self, command: Naming, kind: WorkflowType) -> Standing:
         partition, offset = command.checkpoint_partition, command.checkpoint_offset
         if partition is None or offset is None:
             raise RestoreError("checkpoint_missing", "the command does not say where its checkpoint is")
@@ -144,7 +164,7 @@ class Restorer:
         return Standing(value, from_input=True)
 
 
-def _named(record: Record, command: RetryStep | ResumeFromCheckpoint, where: str) -> CheckpointCreated:
+def _named(record: Record, command: Naming, where: str) -> CheckpointCreated:
     """The record, if it is the checkpoint that the command means."""
     if not isinstance(record, CheckpointCreated):
         raise RestoreError("checkpoint_missing", f"{where} is a {type(record).__name__}")

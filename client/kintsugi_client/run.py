@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .turns import Turns
 
-#: Says how a command ended: status, detail, and the short reason of a failed restore.
-Answer = Callable[[str, str | None, str | None], None]
+#: Says how a command ended: status, detail, the short reason of a failure, and what the command found out.
+Answer = Callable[[str, str | None, str | None, str | None], None]
+#: In the metadata of a state: intervention points that a human has let the workflow pass.
+_APPROVED = "approved"
 
 
 class Run:
@@ -77,17 +79,30 @@ class Run:
         self._answer = answer
         self._lock = threading.Lock()
 
-    def settle(self, status: str, detail: str | None = None, reason: str | None = None) -> None:
+    def settle(
+        self, status: str, detail: str | None = None, reason: str | None = None, *, result: str | None = None
+    ) -> None:
         """Answer the command of this run. The first answer counts; a run without a command has none."""
         with self._lock:
             answer, self._answer = self._answer, None
         if answer is not None:
-            answer(status, detail, reason)
+            answer(status, detail, reason, result)
 
     def step_done(self, step_id: str) -> None:
         """A step has completed: the command has done what it was sent for, if this is the step."""
         if self.recovers in ("", step_id):
             self.settle("succeeded")
+
+
+def approved(metadata: Mapping[str, Any]) -> list[str]:
+    """Intervention points that were passed. Metadata are data of the service too, so anything may stand there."""
+    found = metadata.get(_APPROVED)
+    return [step for step in found if isinstance(step, str)] if isinstance(found, list) else []
+
+
+def approve(metadata: Mapping[str, Any], step_id: str) -> dict[str, Any]:
+    """The metadata with one more intervention point passed."""
+    return {**metadata, _APPROVED: sorted({*approved(metadata), step_id})}
 
 
 class Pause:

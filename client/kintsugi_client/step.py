@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._schemas.errors import StateError
-from ._schemas.records.events import ResourceUsageReported, StepCompleted, StepProgressed, StepStarted
-from .checkpoints import new_id
-from .errors import ClosedError, PausedError, SupersededError
+from ._schemas.canonical import digest_of
+from ._schemas.errors import KintsugiError, StateError
+from ._schemas.records.events import (
+    ResourceUsageReported,
+    StepCompleted,
+    StepProgressed,
+    StepSkipped,
+    StepStarted,
+)
+from .checkpoints import canonical, new_id
+from .errors import ClosedError, PausedError, StepCancelledError, SupersededError
 from .run import Run
 from .saving import CHECKPOINT_TIMEOUT_S
 from .texts import CODE_MAX, MESSAGE_MAX, describe
@@ -19,17 +29,34 @@ if TYPE_CHECKING:
     from .workflow import Workflow
 
 _COUNT_MAX = 2**31 - 1
+#: Errors looked at in a chain of causes; one may lead back to itself.
+_CAUSES_MAX = 20
 
 
 class StepContext:
     """A run of a step: a context manager, sync and async. What the step's function is given."""
 
-    def __init__(self, workflow: Workflow, step_id: str, run: Run, *, timeout_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        workflow: Workflow,
+        step_id: str,
+        run: Run,
+        *,
+        timeout_ms: int | None = None,
+        given: Any = None,
+        instead_of: str | None = None,
+    ) -> None:
         self.workflow = workflow
         self.step_id = step_id
         self.run = run
         self.run_id = new_id()
-        spec = workflow.kind.spec(step_id)
+        self._instead_of = instead_of
+        self._input_digest = digest(given)
+        self._output_digest: str | None = None
+        self._cancelled = threading.Event()
+        #: The dependency that failed, and the error by which it did.
+        self._failed: tuple[str, BaseException] | None = None
+        spec = workflow.kind.graph.spec(step_id)
         self._heartbeat_timeout_ms = spec.heartbeat_timeout_ms if spec else None
         self._timeout_ms = run.step_timeout_ms.get(step_id, timeout_ms)
         self._began_s = 0.0
@@ -43,13 +70,35 @@ class StepContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether a command has replaced or cancelled this run; a long step looks at it now and then."""
-        return self.run.superseded.is_set()
+        """Whether a command has replaced this run or cancelled it or this step; a long step looks now and then."""
+        return self.run.superseded.is_set() or self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Tell the step to end: see `Workflow.cancel_step`."""
+        self._cancelled.set()
 
     def check(self) -> None:
-        """Raise SupersededError when a command has replaced or cancelled this run."""
-        if self.cancelled:
+        """Raise SupersededError when a command has replaced or cancelled this run, or StepCancelledError this step."""
+        if self.run.superseded.is_set():
             raise SupersededError("a command has replaced this run")
+        if self._cancelled.is_set():
+            raise StepCancelledError("a command has cancelled this step")
+
+    def output(self, value: Any) -> None:
+        """Say what the step made, if it is JSON: its digest tells a run that repeats from one that progresses. What a
+        step's function returns is said by itself."""
+        self._output_digest = digest(value)
+
+    @contextlib.contextmanager
+    def dependency(self, name: str) -> Iterator[None]:
+        """Name the outside system that is used: `with ctx.dependency("payments"):`. An error that ends the step and was
+        raised in here is put down to it; so is one that has a `dependency` of its own."""
+        try:
+            yield
+        except BaseException as error:
+            if self._failed is None or self._failed[1] is not error:
+                self._failed = (name, error)
+            raise
 
     def checkpoint(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
         """Save the state now; returns when the broker has confirmed it. Tells the truth when it has not.
@@ -95,12 +144,12 @@ class StepContext:
         )
 
     def __enter__(self) -> StepContext:
-        self.workflow.enter(self.run)
+        self.workflow.enter(self)
         self._began_s = time.monotonic()
         try:
             self._begin()
         except BaseException:
-            self.workflow.leave(self.run)
+            self.workflow.leave(self)
             raise
         return self
 
@@ -114,6 +163,7 @@ class StepContext:
             command_id=self.run.command_id,
             timeout_ms=self._timeout_ms,
             heartbeat_timeout_ms=self._heartbeat_timeout_ms,
+            input_digest=self._input_digest,
         )
         try:
             workflow.saver.automatic(self.step_id, "step_start", self.run)
@@ -128,10 +178,16 @@ class StepContext:
             elif not isinstance(error, SupersededError | PausedError | ClosedError):
                 # Also for what is no Exception: a step that was cancelled or interrupted did not complete.
                 self.workflow.report_error(
-                    self.step_id, error, context=self.error_context, run=self.run, step_run_id=self.run_id
+                    self.step_id,
+                    error,
+                    context=self.error_context,
+                    dependency=self._dependency_of(error),
+                    run=self.run,
+                    step_run_id=self.run_id,
                 )
         finally:
-            self.workflow.leave(self.run)
+            self._failed = None  # it holds the error's frames
+            self.workflow.leave(self)
 
     async def __aenter__(self) -> StepContext:
         return self.__enter__()
@@ -141,19 +197,31 @@ class StepContext:
     ) -> None:
         self.__exit__(kind, error, trace)
 
+    def _dependency_of(self, error: BaseException) -> str | None:
+        """What the error is put down to here; also when the step raised another because of it."""
+        if self._failed is None:
+            return None
+        name, failure = self._failed
+        at: BaseException | None = error
+        for _ in range(_CAUSES_MAX):
+            if at is None or at is failure:
+                break
+            at = at.__cause__ or at.__context__
+        return name if at is failure else None
+
     def _completed(self) -> None:
         workflow, run = self.workflow, self.run
-        added = self.step_id not in run.completed
-        if added:
-            run.completed.append(self.step_id)
+        # An alternative's checkpoint says that the step it stands for is done with: nothing else may run that again.
+        done = [step for step in (self.step_id, self._instead_of) if step is not None and step not in run.completed]
+        run.completed.extend(done)
         try:
             workflow.saver.automatic(self.step_id, "step_complete", run)
         except (SupersededError, ClosedError):
             raise
         except Exception as error:
             # The step's result cannot be saved: that is a failure of the step, not a detail.
-            if added:
-                run.completed.remove(self.step_id)
+            for step in done:
+                run.completed.remove(step)
             workflow.report_error(self.step_id, error, run=run, step_run_id=self.run_id)
             raise
         workflow.tell(
@@ -162,9 +230,55 @@ class StepContext:
             step_id=self.step_id,
             step_run_id=self.run_id,
             command_id=run.command_id,
+            output_digest=self._output_digest,
             duration_ms=int((time.monotonic() - self._began_s) * 1000),
         )
+        if self._instead_of is not None:
+            why = f"alternative {self.step_id} ran"
+            workflow.tell(StepSkipped, run, step_id=self._instead_of, reason=why, command_id=run.command_id)
         run.step_done(self.step_id)
+
+
+class ReadingContext(StepContext):
+    """What a reconcile function is given: the step's state and identity, and nothing that writes."""
+
+    def checkpoint(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
+        """Refused."""
+        raise _only_reads()
+
+    async def checkpoint_async(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> str:
+        """Refused."""
+        raise _only_reads()
+
+    def persist(self) -> None:
+        """Refused."""
+        raise _only_reads()
+
+    def heartbeat(self, progress: float | None = None, *, token: str | None = None, message: str | None = None) -> None:
+        """Says nothing, for no step is at work. Raises when the answer is not wanted any more."""
+        self.check()
+
+    def report_usage(
+        self, *, memory_mb: float | None = None, cpu_percent: float | None = None, api_calls: int | None = None
+    ) -> None:
+        """Says nothing, for no step is at work."""
+
+    def __enter__(self) -> StepContext:
+        raise _only_reads()
+
+
+def _only_reads() -> KintsugiError:
+    return KintsugiError("a reconciliation only reads")
+
+
+def digest(value: Any) -> str | None:
+    """SHA-256 of a value's canonical JSON, hex; None for None, and for what is no JSON data."""
+    if value is None:
+        return None
+    try:
+        return digest_of(canonical(value))
+    except StateError:
+        return None
 
 
 def _finite(number: float | None) -> float | None:

@@ -7,33 +7,34 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._schemas.admission import STEPS_MAX
 from ._schemas.errors import ConfigError, StateError
 from ._schemas.migrations import Migration, Migrations
 from ._schemas.records import COMMAND_TYPES, Command
 from ._schemas.records.events import StepSpec
 from ._schemas.state_schema import compiled, schema_text
+from .graph import StepGraph, check_text, check_timeout
 from .policy import CheckpointPolicy
 from .run import Run
 from .step import StepContext
-from .texts import STEP_ID_MAX, clean
 from .workflow import Workflow
 
 if TYPE_CHECKING:
     from .client import Client
 
 StepFunction = Callable[[StepContext], Any]
+#: Says whether a run took effect; None when it cannot tell.
+ReconcileFunction = Callable[[StepContext], Any]
+#: Picks from the state's data what a step works on.
+GivenFunction = Callable[[dict[str, Any]], Any]
 #: A handler is given the command and the workflow (None when it is not in this process); what it raises is "failed".
 CommandHandler = Callable[[Command, Workflow | None], Any]
 
 _NAME_MAX = 255
 _VERSION_MAX = 50
-#: What the engine's records can hold.
-_TIMEOUT_MS_MAX = 2**53
 
 
 class WorkflowType:
-    """Steps in declared order; a step may only depend on steps declared before it, so that order satisfies all."""
+    """A definition: its steps run in declared order."""
 
     def __init__(
         self,
@@ -47,9 +48,9 @@ class WorkflowType:
         state_schema: Mapping[str, Any] | None = None,
         migrations: Migrations | None = None,
     ) -> None:
-        _check_text("workflow type", name, _NAME_MAX)
-        _check_text(f"workflow type {name!r}: version", version, _VERSION_MAX)
-        _check_timeout(f"workflow type {name!r}: timeout_ms", timeout_ms)
+        check_text("workflow type", name, _NAME_MAX)
+        check_text(f"workflow type {name!r}: version", version, _VERSION_MAX)
+        check_timeout(f"workflow type {name!r}: timeout_ms", timeout_ms)
         self.name = name
         self.version = version
         self.timeout_ms = timeout_ms
@@ -59,37 +60,32 @@ class WorkflowType:
         self.migrations = Migrations() if migrations is None else migrations
         self.functions: dict[str, StepFunction] = {}
         self.handlers: dict[str, CommandHandler] = {}
+        self.reconcilers: dict[str, ReconcileFunction] = {}
+        self.graph = StepGraph(name)
+        self._given: dict[str, GivenFunction] = {}
         self._client = client
-        self._specs: dict[str, StepSpec] = {}
         for spec in steps:
-            self._declare(spec)
+            self.graph.declare(spec)
 
-    def specs(self) -> tuple[StepSpec, ...]:
-        """The step graph, in declared order. ConfigError when it names a step that was never declared."""
-        for spec in self._specs.values():
-            for what, other in (("alternative", spec.alternative), ("compensation", spec.compensation)):
-                if other is not None and other not in self._specs:
-                    raise ConfigError(f"step {spec.step_id!r}: {what} {other!r} is not declared")
-        return tuple(self._specs.values())
-
-    def spec(self, step_id: str) -> StepSpec | None:
-        """One step's declaration."""
-        return self._specs.get(step_id)
+    def check(self) -> None:
+        """ConfigError when the declarations do not belong together."""
+        for spec in self.graph.specs():
+            known = spec.step_id in self.reconcilers or "ReconcileStep" in self.handlers
+            if spec.reconcilable and self.functions and not known:
+                raise ConfigError(
+                    f"step {spec.step_id!r} is reconcilable, and nothing reconciles it",
+                    hint=f'@kind.reconcile("{spec.step_id}")',
+                )
 
     def is_critical(self, step_id: str) -> bool:
         """Whether the step's completion makes a critical point."""
-        spec = self._specs.get(step_id)
+        spec = self.graph.spec(step_id)
         return step_id in self.policy.critical_steps or (spec is not None and spec.critical)
 
     def check_data(self, data: object) -> None:
         """StateError "schema" with the path that is not as the state's JSON Schema says."""
         if self.state_schema is not None:
             compiled(self.state_schema).validate(data)
-
-    def check_step(self, step_id: str, timeout_ms: int | None) -> None:
-        """ConfigError for a step that no reader would accept. Steps that were not declared are allowed."""
-        _check_text("step id", step_id, STEP_ID_MAX)
-        _check_timeout(f"step {step_id!r}: timeout_ms", timeout_ms)
 
     def step(
         self,
@@ -100,43 +96,63 @@ class WorkflowType:
         heartbeat_timeout_ms: int | None = None,
         critical: bool = False,
         idempotent: bool = True,
+        reconcilable: bool = False,
         alternative: str | None = None,
+        compensation: str | None = None,
+        intervention_point: bool | str = False,
+        polls: bool = False,
+        resources: Sequence[str] = (),
+        given: GivenFunction | None = None,
     ) -> Callable[[StepFunction], StepFunction]:
-        """Declare a step; its function takes a StepContext and may be a coroutine function."""
-        if isinstance(depends_on, str):
-            raise ConfigError(f"step {step_id!r}: depends_on is a list of steps, not the text {depends_on!r}")
+        """Declare a step; its function takes a StepContext and may be a coroutine function.
+
+        `alternative` and `compensation` name steps that run only when a command asks for them: instead of this one, and
+        to undo it. `intervention_point` may be the text of what a human is asked before the step. `given` picks from
+        the state what the step works on. What the function returns is the step's output; of both, if they are JSON,
+        the log is told the digest.
+        """
+        for what, names in (("depends_on", depends_on), ("resources", resources)):
+            if isinstance(names, str):
+                raise ConfigError(f"step {step_id!r}: {what} is a list, not the text {names!r}")
         spec = StepSpec(
             step_id=step_id,
             depends_on=tuple(depends_on),
             alternative=alternative,
+            compensation=compensation,
             timeout_ms=timeout_ms,
             heartbeat_timeout_ms=heartbeat_timeout_ms,
             critical=critical,
             idempotent=idempotent,
+            reconcilable=reconcilable,
+            intervention_point=bool(intervention_point),
+            resources=tuple(resources),
+            polls=polls,
         )
-        self._check(spec)
+        self.graph.check(spec)
 
         def register(function: StepFunction) -> StepFunction:
-            self._declare(spec)
+            self.graph.declare(spec, intervention_point if isinstance(intervention_point, str) else None)
             self.functions[step_id] = function
+            if given is not None:
+                self._given[step_id] = given
             return function
 
         return register
 
-    def _declare(self, spec: StepSpec) -> None:
-        self._check(spec)
-        self._specs[spec.step_id] = spec
+    def reconcile(self, step_id: str) -> Callable[[ReconcileFunction], ReconcileFunction]:
+        """Register what finds out whether a run of a reconcilable step took effect: True, False, or None for "cannot
+        tell". It only reads, but when it took effect it may put the step's result into `ctx.state`."""
+        spec = self.graph.spec(step_id)
+        if spec is None or not spec.reconcilable:
+            raise ConfigError(f"step {step_id!r} is not declared with reconcilable=True")
+        if step_id in self.reconcilers:
+            raise ConfigError(f"step {step_id!r} is reconciled twice")
 
-    def _check(self, spec: StepSpec) -> None:
-        self.check_step(spec.step_id, spec.timeout_ms)
-        _check_timeout(f"step {spec.step_id!r}: heartbeat_timeout_ms", spec.heartbeat_timeout_ms)
-        if spec.step_id in self._specs:
-            raise ConfigError(f"step {spec.step_id!r} is declared twice")
-        unknown = [d for d in spec.depends_on if d not in self._specs]
-        if unknown:
-            raise ConfigError(f"step {spec.step_id!r} depends on {unknown[0]!r}, which is not declared before it")
-        if len(self._specs) >= STEPS_MAX:
-            raise ConfigError(f"workflow type {self.name!r}: more than {STEPS_MAX} steps")
+        def register(function: ReconcileFunction) -> ReconcileFunction:
+            self.reconcilers[step_id] = function
+            return function
+
+        return register
 
     def on(self, command: str) -> Callable[[CommandHandler], CommandHandler]:
         """Register a handler for a command of this workflow type, instead of what the client does by itself."""
@@ -170,23 +186,32 @@ class WorkflowType:
         return self._client.begin(self, data, workflow_id, run_steps=True)
 
     def carry_out(self, workflow: Workflow, run: Run) -> None:
-        """Run every declared step that is not completed, in order, in this thread."""
-        for step_id, function in list(self.functions.items()):
-            if step_id in run.completed:
-                continue
-            with StepContext(workflow, step_id, run) as context:
-                wait_for(function(context))
+        """Run every declared step of the normal order that is not completed, in this thread, and end the workflow."""
+        aside = self.graph.aside()
+        for step_id in list(self.functions):
+            if step_id not in run.completed and step_id not in aside:
+                self.run_step(step_id, workflow, run)
         workflow.complete(run=run)
 
+    def run_step(self, step_id: str, workflow: Workflow, run: Run, *, instead_of: str | None = None) -> None:
+        """Run one declared step, in this thread."""
+        pick = self._given.get(step_id)
+        try:
+            given = None if pick is None else pick(run.data)
+        except Exception as error:
+            workflow.report_error(step_id, error, run=run)
+            raise
+        with StepContext(workflow, step_id, run, given=given, instead_of=instead_of) as context:
+            context.output(wait_for(self.functions[step_id](context)))
 
-def wait_for(result: Any) -> None:
-    """Run what a coroutine function returned to its end, in this thread."""
-    if inspect.isawaitable(result):
-        asyncio.run(_await(result))
+
+def wait_for(result: Any) -> Any:
+    """What a function returned; of a coroutine function, once it has run to its end in this thread."""
+    return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
 
 
-async def _await(result: Awaitable[Any]) -> None:
-    await result
+async def _await(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 def _schema_text(name: str, schema: Mapping[str, Any]) -> str:
@@ -196,17 +221,3 @@ def _schema_text(name: str, schema: Mapping[str, Any]) -> str:
         return schema_text(schema)
     except StateError as error:
         raise ConfigError(f"workflow type {name!r}: state_schema: {error}") from error
-
-
-def _check_text(what: str, text: str, limit: int) -> None:
-    if not isinstance(text, str) or not text or len(text) > limit or clean(text, limit) != text:
-        raise ConfigError(
-            f"{what}: {text!r:.80} must be text of 1 to {limit} characters, without U+0000 and surrogates"
-        )
-
-
-def _check_timeout(what: str, timeout_ms: int | None) -> None:
-    if timeout_ms is None:
-        return
-    if not isinstance(timeout_ms, int) or isinstance(timeout_ms, bool) or not 1 <= timeout_ms <= _TIMEOUT_MS_MAX:
-        raise ConfigError(f"{what}: {timeout_ms!r} must be a whole number of milliseconds, above 0")

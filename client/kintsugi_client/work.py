@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ._schemas.errors import ConfigError, KintsugiError, RetriableError
 from ._schemas.ids import uuid_bytes
 from .checkpoints import new_id
-from .errors import ClosedError, PausedError, SupersededError, reason_of
+from .errors import ClosedError, PausedError, StepCancelledError, SupersededError, reason_of
 from .run import Run
 from .runner import Job, Runner
 from .texts import describe
@@ -127,23 +127,48 @@ class Work:
             self.runner.abandon(run)
 
     def submit(
-        self, workflow: Workflow, run: Run, prepare: Callable[[], None] | None = None, *, urgent: bool = False
+        self,
+        workflow: Workflow,
+        run: Run,
+        prepare: Callable[[], None] | None = None,
+        *,
+        urgent: bool = False,
+        goes_on: bool = True,
     ) -> None:
-        """Queue a run of the declared steps. RetriableError when too many wait."""
+        """Queue a run: what prepares it, then the declared steps if it `goes_on`. RetriableError when too many wait."""
         job = Job(
             key=workflow.workflow_id,
             run=run,
-            work=lambda: self._perform(workflow, run, prepare),
+            work=lambda: self._perform(workflow, run, prepare, goes_on=goes_on),
             dropped=lambda reason: run.settle("failed", reason),
         )
         self.runner.submit(job, urgent=urgent)
 
-    def _perform(self, workflow: Workflow, run: Run, prepare: Callable[[], None] | None) -> None:
+    def aside(self, command_id: str, run: Run, call: Callable[[], str | None]) -> None:
+        """Queue what a command asks for beside the workflow's runs; what it returns is the answer's result."""
+
+        def answer() -> None:
+            try:
+                run.settle("succeeded", result=call())
+            except SupersededError:
+                run.settle("unknown", "another command took over")
+            except BaseException as error:
+                if not isinstance(error, KintsugiError):
+                    log.warning("command %s failed", command_id, exc_info=error)
+                run.settle("failed", f"{type(error).__name__}: {describe(error)}", reason_of(error))
+
+        job = Job(key=command_id, run=run, work=answer, dropped=lambda reason: run.settle("failed", reason))
+        self.runner.submit(job, urgent=True)
+
+    def _perform(self, workflow: Workflow, run: Run, prepare: Callable[[], None] | None, *, goes_on: bool) -> None:
         try:
             if prepare is not None:
                 prepare()
-            workflow.kind.carry_out(workflow, run)
+            if goes_on:
+                workflow.kind.carry_out(workflow, run)
             run.settle("succeeded")
+        except StepCancelledError:
+            run.settle("failed", "the step was cancelled")
         except SupersededError:
             run.settle("unknown", "another command took over")
         except PausedError:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._schemas.errors import KintsugiError
 from ._schemas.records import Record
 from ._schemas.records.events import (
+    InterventionPointReached,
     WorkflowCancelled,
     WorkflowCompleted,
-    WorkflowErrorOccurred,
     WorkflowPaused,
     WorkflowResumed,
     WorkflowStarted,
 )
 from .checkpoints import Chain, new_id, now_us
-from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, SupersededError
+from .errors import BufferFullError, ClosedError, NotDeliveredError, PausedError, RefusedError, SupersededError
+from .graph import check_step
 from .outbox import Delivery
-from .run import Pause, Run
+from .reports import report
+from .run import Pause, Run, approved
 from .saving import CHECKPOINT_TIMEOUT_S, Saver
 from .settings import Seldom
 from .standing import Standing, stand, take_over, tell_standing
 from .step import StepContext
-from .texts import CODE_MAX, CONTEXT_MAX, MESSAGE_MAX, RESULT_MAX, STACK_MAX, STEP_ID_MAX, clean, describe, json_text
+from .texts import CODE_MAX, MESSAGE_MAX, RESULT_MAX, clean, json_text
 
 if TYPE_CHECKING:
     from .client import Client
@@ -56,6 +57,8 @@ class Workflow:
         self.saver = Saver(self)
         self._lock = threading.RLock()
         self._started: Delivery | None = None
+        #: Steps at work.
+        self._open: list[StepContext] = []
 
     @property
     def data(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class Workflow:
             WorkflowStarted,
             self.run,
             workflow_version=self.kind.version,
-            steps=self.kind.specs(),
+            steps=self.kind.graph.specs(),
             timeout_ms=self.kind.timeout_ms,
             input=input_text,
             state_version=self.kind.version,
@@ -208,16 +211,42 @@ class Workflow:
             restored = stand(self, run, standing)
         tell_standing(self, run, standing, restored, reason)
 
-    def enter(self, run: Run) -> None:
-        """A step begins; raises as `boundary` does."""
+    def enter(self, context: StepContext) -> None:
+        """A step begins; raises as `boundary` does, and PausedError when a human is to be asked first."""
+        run, step_id = context.run, context.step_id
+        asks = self.kind.graph.asks(step_id) and step_id not in approved(run.metadata)
+        if asks:
+            self.boundary(run)
+            question = self.kind.graph.question(step_id)
+            self.tell(InterventionPointReached, run, step_id=step_id, reason=question)
         with self._lock:
             self.boundary(run)
+            if asks:
+                self._rest_before(step_id, run)
             run.open_steps += 1
+            self._open.append(context)
 
-    def leave(self, run: Run) -> None:
+    def _rest_before(self, step_id: str, run: Run) -> None:
+        run.stop = Pause(Run(), f"a human is asked before step {step_id!r}", "service")
+        self._come_to_rest(run, run.stop)
+        if not run.recovers:  # the command has led as far as it can
+            run.settle("succeeded")
+        raise PausedError(run.stop.reason)
+
+    def leave(self, context: StepContext) -> None:
         """A step has ended."""
         with self._lock:
-            run.open_steps -= 1
+            context.run.open_steps -= 1
+            self._open.remove(context)
+
+    def cancel_step(self, step_id: str, step_run_id: str | None = None) -> None:
+        """Tell a step that is at work to end; the workflow itself goes on. RefusedError when it is not at work."""
+        with self._lock:
+            found = [c for c in self._open if c.step_id == step_id and step_run_id in (None, c.run_id)]
+            for context in found:
+                context.cancel()
+        if not found:
+            raise RefusedError("not_running", f"step {step_id!r} is not at work here")
 
     def boundary(self, run: Run) -> None:
         """Between two steps: raises when the run ends here. A pause that was asked for comes about now."""
@@ -231,10 +260,16 @@ class Workflow:
             self._come_to_rest(run, run.stop)
             raise PausedError(run.stop.reason)
 
-    def step(self, step_id: str, *, timeout_ms: int | None = None) -> StepContext:
-        """A step of a service with its own control flow: `with workflow.step("build") as ctx:` (or `async with`)."""
-        self.kind.check_step(step_id, timeout_ms)
-        return StepContext(self, step_id, self._own_run, timeout_ms=timeout_ms)
+    def step(
+        self, step_id: str, *, timeout_ms: int | None = None, given: Any = None, instead_of: str | None = None
+    ) -> StepContext:
+        """A step of a service with its own control flow: `with workflow.step("build") as ctx:` (or `async with`).
+
+        `given` is what the step works on, if it is JSON: its digest tells a run that repeats from one that progresses.
+        `instead_of` names the step whose alternative this is.
+        """
+        check_step(step_id, timeout_ms)
+        return StepContext(self, step_id, self._own_run, timeout_ms=timeout_ms, given=given, instead_of=instead_of)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -307,62 +342,26 @@ class Workflow:
         reason: str | None = None,
         message: str | None = None,
         context: Mapping[str, Any] | None = None,
+        dependency: str | None = None,
         run: Run | None = None,
         step_run_id: str | None = None,
         evidence: bool = True,
     ) -> str:
         """Report an error, with the state as evidence; returns its id. Never raises for what it is given.
 
-        SupersededError and ClosedError say that nothing of this run is recorded any more.
+        `dependency` names the outside system that failed. SupersededError and ClosedError say that nothing of this run
+        is recorded any more.
         """
-        run = run or self._own_run
-        step_id = describe(step_id, STEP_ID_MAX)
-        evidence_id = self._evidence(step_id, run) if evidence else None
-        error_id = new_id()
-        self.tell(
-            WorkflowErrorOccurred,
-            run,
-            error_id=error_id,
-            step_id=step_id,
-            step_run_id=step_run_id,
-            command_id=run.command_id,
-            error_code=_code_of(error, code),
-            error_message=describe("" if error is None else error) if message is None else describe(message),
-            stack_trace=_stack_of(error),
-            context=json_text(context, CONTEXT_MAX) if context else None,
-            checkpoint_id=evidence_id,
-            detected_by="service",
+        return report(
+            self,
+            run or self._own_run,
+            step_id,
+            error,
+            code=code,
             reason=reason,
+            message=message,
+            context=context,
+            dependency=dependency,
+            step_run_id=step_run_id,
+            evidence=evidence,
         )
-        run.reported = True
-        return error_id
-
-    def _evidence(self, step_id: str, run: Run) -> str | None:
-        try:
-            return self.saver.evidence(step_id, run)
-        except (SupersededError, ClosedError):
-            raise
-        except Exception as failure:
-            self.vault.miss("evidence", self.workflow_id, failure)
-            return None
-
-
-def _code_of(error: BaseException | None, code: str | None) -> str:
-    """The code given, else the exception's own `code`, else its class."""
-    if code is None:
-        try:
-            code = getattr(error, "code", None)
-        except Exception:  # a property of the service's own may do anything
-            code = None
-    if not isinstance(code, str) or not code:
-        code = "Error" if error is None else type(error).__name__
-    return clean(code, CODE_MAX)
-
-
-def _stack_of(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
-    try:
-        return clean("".join(traceback.format_exception(error)), STACK_MAX)
-    except Exception as failure:
-        return f"<the stack trace cannot be written: {type(failure).__name__}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -26,11 +27,15 @@ class Flow:
         self.ran: list[str] = []
         self.fails: dict[str, list[BaseException]] = {}
         self.gates: dict[str, threading.Event] = {}
-        self.entered = {step_id: threading.Event() for step_id in STEPS}
+        self.entered: defaultdict[str, threading.Event] = defaultdict(threading.Event)
         self.kind: WorkflowType = service.client.workflow_type("development", **options)
+        self.declare()
+        monkeypatch.setattr(service.client.reader, "fetch", self.fetch)
+
+    def declare(self) -> None:
+        """Its steps."""
         for step_id in STEPS:
             self.kind.step(step_id)(self.step)
-        monkeypatch.setattr(service.client.reader, "fetch", self.fetch)
 
     def step(self, ctx: StepContext) -> None:
         self.ran.append(ctx.step_id)
