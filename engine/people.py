@@ -50,12 +50,13 @@ STRATEGY_OF = {
     "cancel": CANCEL,
 }
 #: Decisions that lead to the next question.
-_ASKS_AGAIN = frozenset({ESCALATE, EXPIRED})
+ASKS_AGAIN = frozenset({ESCALATE, EXPIRED})
 #: What the engine itself writes when an operator's restore or repair takes the place of an answer.
 REPLACED = frozenset({"restore", "recover"})
-#: Decisions that people may take. Any other changes nothing.
+#: Decisions that people may take.
 DECISIONS = (*STRATEGY_OF, ESCALATE)
-_KNOWN = frozenset(DECISIONS) | _ASKS_AGAIN | REPLACED
+#: All decisions that mean something; any other changes nothing.
+KNOWN = frozenset(DECISIONS) | ASKS_AGAIN | REPLACED
 
 
 def intervention_requested(state: WorkflowState, record: InterventionRequested, event: Delivered) -> bool:
@@ -80,7 +81,7 @@ def intervention_claimed(state: WorkflowState, record: InterventionClaimed, even
 def intervention_resolved(state: WorkflowState, record: InterventionResolved, event: Delivered) -> bool:
     """The first answer counts. A deadline that passed is escalated, an operator's answer is carried out."""
     case = (state.cases or {}).get(record.error_id or "")
-    if case is None or case.intervention_id != record.intervention_id or record.decision not in _KNOWN:
+    if case is None or case.intervention_id != record.intervention_id or record.decision not in KNOWN:
         return False
     case.intervention_id = None
     attempt = case.attempt

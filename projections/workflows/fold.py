@@ -13,6 +13,7 @@ import orjson
 
 from engine.events import Delivered
 from engine.graph import STEPS_MAX
+from engine.people import ASKS_AGAIN, KNOWN
 from engine.state import CASES_MAX
 from projections.kit import Fold, Table, Touch, columns
 from projections.values import text, text_or_none
@@ -152,7 +153,9 @@ def _asked(row: Row, event: Delivered) -> Row:
 def _answered(row: Row, event: Delivered) -> Row:
     r = event.record
     assert isinstance(r, InterventionResolved)
-    return row if r.decision == "expired" or r.error_id is None else _repair(row, r.error_id, "recovering")
+    if r.decision in ASKS_AGAIN or r.decision not in KNOWN or r.error_id is None:
+        return row
+    return _repair(row, r.error_id, "recovering")
 
 
 def _restored(row: Row, event: Delivered) -> Row:

@@ -19,6 +19,8 @@ from schemas.records.events import (
     CheckpointRejected,
     DebugSessionFinished,
     DebugSessionStarted,
+    InterventionClaimed,
+    InterventionPointReached,
     InterventionRequested,
     InterventionResolved,
     StatePersisted,
@@ -171,6 +173,40 @@ def test_a_human_is_asked_and_answers(world: World, service: Service) -> None:
         "fixed the disk",
     )
     assert only(answered, "workflows")["status"] == "recovering"
+
+
+def test_an_intervention_says_what_can_be_done_and_who_looks_after_it(world: World, service: Service) -> None:
+    service.start("build")
+    error = service.fail("build", "Boom")
+    request = _until_human(world, service)
+    row = only(tables(world.log), "workflow_interventions")
+    assert "retry" in orjson.loads(row["options"])
+    assert row["fingerprint"] == named(tables(world.log), "workflow_errors")[0]["fingerprint"]
+    assert (row["claimed_by"], row["edited"]) == (None, False)
+    service.emit(InterventionClaimed, intervention_id=request.intervention_id, actor="ann")
+    fields = {"intervention_id": request.intervention_id, "error_id": error.error_id, "step_id": "build"}
+    service.emit(InterventionResolved, decision="no such", reason="r", actor="eve", **fields)
+    row = only(tables(world.log), "workflow_interventions")
+    assert (row["status"], row["claimed_by"]) == ("open", "ann")
+    assert only(tables(world.log), "workflows")["status"] == "waiting_for_human"
+    service.emit(InterventionResolved, decision="retry_edited", reason="r", actor="ann", edit="{}", **fields)
+    service.emit(InterventionClaimed, intervention_id=request.intervention_id, actor="eve")
+    row = only(tables(world.log), "workflow_interventions")
+    assert (row["status"], row["decision"], row["claimed_by"], row["edited"]) == (
+        "resolved",
+        "retry_edited",
+        "ann",
+        True,
+    )
+
+
+def test_an_intervention_point_is_no_error(world: World, service: Service) -> None:
+    service.emit(InterventionPointReached, step_id="build", reason="big")
+    made = tables(world.log)
+    assert named(made, "workflow_errors") == []
+    row = only(made, "workflow_interventions")
+    assert (row["trigger"], row["reason"]) == ("intervention_point", "big")
+    assert only(made, "workflows")["status"] == "waiting_for_human"
 
 
 def _until_human(world: World, service: Service) -> InterventionRequested:
