@@ -1,10 +1,9 @@
-"""What kind of error it is, by the story's rules, and the fingerprint that groups equal errors."""
+"""What kind of error it is, by its code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.fingerprint import fingerprint_of
 from schemas.records.events import WorkflowErrorOccurred
 
 INFINITE_LOOP = "infinite_loop"
@@ -72,10 +71,3 @@ def classify(error: WorkflowErrorOccurred) -> Classification:
 def resource_of(error_code: str) -> str | None:
     """The resource that ran out; None when the code names none."""
     return _RESOURCES.get(error_code)
-
-
-def fingerprint(error: WorkflowErrorOccurred) -> str:
-    """The one its service gave it, for it alone could read the texts; else of the error itself."""
-    return error.fingerprint or fingerprint_of(
-        error.workflow_type, error.step_id, error.error_code, error.error_message, error.stack_trace
-    )

@@ -14,10 +14,10 @@ from schemas.records.events import (
 
 from . import branches, people, requests
 from .by_hand import next_stage
-from .classify import classify, fingerprint
+from .classify import classify
 from .commands import command_of
 from .coordinating import TOLD, coordinate, key_of
-from .detectors import detect, lost_lease, overdue, state_corruption
+from .detectors import detect, fingerprint, lost_lease, overdue, state_corruption
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .fold_stages import BRANCHES

@@ -16,7 +16,8 @@ from schemas.records.events import (
 from . import fold_detection as detection
 from . import people, requests
 from .branches import cancel_id
-from .classify import classify, fingerprint, resource_of
+from .classify import classify, resource_of
+from .detectors import fingerprint
 from .events import Delivered
 from .fold_stages import ANSWERED, answered, give_epoch, in_flight, release
 from .state import CASES_MAX, FAILED, PENDING, Attempt, Case, StepRun, Transition, WorkflowState

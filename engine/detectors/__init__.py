@@ -22,6 +22,7 @@ from .infinite_loop import infinite_loop
 from .resource_exhaustion import resource_exhaustion
 from .state_corruption import state_corruption
 from .timeouts import overdue
+from .unknown import fingerprint
 
 _DETECTORS: dict[type, Detector] = {
     StepStarted: failed_dependency,
@@ -37,4 +38,4 @@ def detect(state: WorkflowState, event: Delivered, policy: Policy) -> Iterator[R
         yield from detector(state, event, policy)
 
 
-__all__ = ["detect", "lost_lease", "overdue", "state_corruption"]
+__all__ = ["detect", "fingerprint", "lost_lease", "overdue", "state_corruption"]

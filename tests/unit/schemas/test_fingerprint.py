@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from engine.classify import fingerprint
+from engine.detectors import fingerprint
 from schemas.fingerprint import fingerprint_of
 from schemas.ids import derive_id
 from schemas.records.events import WorkflowErrorOccurred
@@ -42,7 +44,7 @@ def test_texts_of_any_length_and_kind_have_one() -> None:
     assert len(changed(message="\ud800" * 1_000_000, stack_trace="'" * 1_000_000)) == 16
 
 
-def error(**fields: str) -> WorkflowErrorOccurred:
+def error(**fields: Any) -> WorkflowErrorOccurred:
     workflow_type, step_id, code, message, stack = ERROR
     return WorkflowErrorOccurred(
         event_id=derive_id("tests", "event"),
