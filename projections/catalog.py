@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .incidents.fold import TABLE as _incidents
 from .kit import Table
 from .workflow_checkpoint_rejections.fold import TABLE as _rejections
 from .workflow_checkpoints.fold import TABLE as _checkpoints
@@ -21,4 +22,5 @@ TABLES: tuple[Table, ...] = (
     _attempts,
     _interventions,
     _debug_sessions,
+    _incidents,
 )

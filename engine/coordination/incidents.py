@@ -53,6 +53,8 @@ PAGE_AFTER_US = 120_000_000
 PAGE_AFFECTED = 200
 #: Between two records of an incident that only grows, once it is no longer young.
 WRITE_EVERY_US = 10_000_000
+#: Between two escalations of one incident: what was asked at once is not answered in time at once either.
+ESCALATE_EVERY_US = 1_800_000_000
 _SEVERITIES = ("low", "medium", "high", "critical")
 
 
@@ -82,6 +84,7 @@ class Incident:
     channels: tuple[str, ...] = ()
     owner: str | None = None
     note: str | None = None
+    escalated_us: int = 0
     written_us: int = 0
     #: Whether it has grown since it was written.
     grown: bool = False
@@ -201,7 +204,8 @@ class Incidents:
         if len(self._asked) < INTERVENTIONS_MAX or error_id in self._asked:
             self._asked[error_id] = key
             incident.waiting[error_id] = record.intervention_id
-        if record.state == "escalated":
+        if record.state == "escalated" and now_us - incident.escalated_us >= ESCALATE_EVERY_US:
+            incident.escalated_us = now_us
             yield _write(incident, record, now_us, "escalated")
         elif new or not paged:
             yield _write(incident, record, now_us, f"a human is asked: {record.trigger}")

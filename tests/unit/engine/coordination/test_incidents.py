@@ -142,6 +142,17 @@ def test_an_escalation_is_said_again(watch: Watch) -> None:
     assert said.channels == ("slack", "pagerduty")
 
 
+def test_many_escalations_at_once_are_one(watch: Watch) -> None:
+    for who in range(100):
+        watch.ask(who)
+    for who in range(100):
+        watch.ask(who, "escalated")
+    assert [r.reason for r in watch.told(IncidentChanged)].count("escalated") == 1
+    watch.wait(1_800)
+    watch.ask(7, "escalated")
+    assert [r.reason for r in watch.told(IncidentChanged)].count("escalated") == 2
+
+
 def test_who_claims_an_intervention_looks_after_the_incident(watch: Watch) -> None:
     watch.ask(1)
     said = incident(watch.ask(1, "claimed", actor="ada"))

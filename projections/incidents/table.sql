@@ -1,0 +1,30 @@
+CREATE TABLE incidents (
+  id UUID PRIMARY KEY,
+  key TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  state TEXT NOT NULL,
+  severity TEXT NOT NULL,
+  title TEXT NOT NULL,
+  fingerprint TEXT,
+  dependency TEXT,
+  error_type TEXT NOT NULL,
+  first_seen_at TIMESTAMP WITH TIME ZONE NOT NULL,
+  last_seen_at TIMESTAMP WITH TIME ZONE NOT NULL,
+  error_count BIGINT NOT NULL,
+  affected_count BIGINT NOT NULL,
+  interventions INTEGER NOT NULL,
+  samples JSONB NOT NULL,
+  owner TEXT,
+  note TEXT,
+  actor TEXT,
+  reason TEXT NOT NULL,
+  page BOOLEAN NOT NULL,
+  revision INTEGER NOT NULL,
+  opened_at TIMESTAMP WITH TIME ZONE NOT NULL,
+  updated_at TIMESTAMP WITH TIME ZONE NOT NULL,
+  resolved_at TIMESTAMP WITH TIME ZONE,
+  log_partition INTEGER NOT NULL,
+  log_offset BIGINT NOT NULL
+);
+CREATE INDEX incidents_open ON incidents (state, updated_at);
+CREATE INDEX incidents_by_key ON incidents (key, opened_at);
