@@ -12,6 +12,7 @@ import pytest
 
 from ops.commands.run import ROLES
 from ops.stack import Addresses
+from schemas.topics import COORDINATION, EVENTS
 
 from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
 from .database import own_database
@@ -48,7 +49,8 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     roles: list[Role] = []
     group = f"test-{uuid.uuid4()}"
     for role in ROLES:
-        stand_at_end(environment["KINTSUGI_KAFKA"], f"{group}-{role}")
+        topic = COORDINATION if role == "coordinator" else EVENTS
+        stand_at_end(environment["KINTSUGI_KAFKA"], f"{group}-{role}", topic)
     own = {**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}
 
     def start_role(role: str = "recovery", *arguments: str, crash_at: str = "") -> Role:

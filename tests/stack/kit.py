@@ -38,13 +38,13 @@ def wait_for(what: str, check: Callable[[], Any], timeout_s: float = WAIT_S) -> 
         time.sleep(0.05)
 
 
-def stand_at_end(servers: str, group: str) -> None:
-    """Commit the log's end as the position of a group."""
+def stand_at_end(servers: str, group: str, topic: str = EVENTS) -> None:
+    """Commit the end of a topic as the position of a group."""
     consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False, "log_level": 0})
     try:
-        count = len(consumer.list_topics(EVENTS, 10).topics[EVENTS].partitions)
-        places = [TopicPartition(EVENTS, p) for p in range(count)]
-        ends = [TopicPartition(EVENTS, p.partition, consumer.get_watermark_offsets(p, 10)[1]) for p in places]
+        count = len(consumer.list_topics(topic, 10).topics[topic].partitions)
+        places = [TopicPartition(topic, p) for p in range(count)]
+        ends = [TopicPartition(topic, p.partition, consumer.get_watermark_offsets(p, 10)[1]) for p in places]
         consumer.commit(offsets=ends, asynchronous=False)
     finally:
         consumer.close()
