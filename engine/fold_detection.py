@@ -82,12 +82,29 @@ def loop_of(state: WorkflowState, record: WorkflowErrorOccurred) -> Case | None:
 
 
 def loop_found(state: WorkflowState, record: WorkflowErrorOccurred, case: Case) -> None:
-    """An error was folded. What was remembered until a loop was found is what the workflow has to leave."""
+    """An error was folded. What was remembered until a loop was found is what the workflow has to leave, and to begin
+    with it goes back to before the first round: that is where the cause of the error lies."""
     if record.error_code != "INFINITE_LOOP":
         return
     if state.recent and found_by(record, INFINITE_LOOP):
+        if not case.loop:
+            case.opened_offset = min(case.opened_offset, _loop_began(state, case.opened_offset))
         case.loop = state.recent
     state.recent, state.fresh = b"", False
+
+
+def _loop_began(state: WorkflowState, unknown: int) -> int:
+    """Offset from which on all checkpoints hold states of the rounds that were alike; `unknown` when these states cannot
+    be told, or no checkpoint is remembered from before."""
+    refs = list(state.all_checkpoints())
+    same = [at for at, ref in enumerate(refs) if ref.digest == refs[-1].digest]
+    if len(same) < 2:
+        return unknown
+    of_round = {ref.digest for ref in refs[same[-2] + 1 :]}
+    at = len(refs)
+    while at > 0 and refs[at - 1].digest in of_round:
+        at -= 1
+    return refs[at].offset if at > 0 else unknown
 
 
 def loop_left(state: WorkflowState, case: Case) -> bool:

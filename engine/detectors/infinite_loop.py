@@ -45,8 +45,17 @@ def infinite_loop(state: WorkflowState, event: Delivered, policy: Policy) -> Ite
         "loop",
         step_id=record.step_id,
         step_run_id=record.step_run_id,
-        command_id=record.command_id,
+        command_id=record.command_id or _command_of(state),
         error_code="INFINITE_LOOP",
         error_message=f"{shown}: {limits.loop_repeats} times in a row without progress",
         context={"cycle": names, "repeats": limits.loop_repeats, "window": limits.loop_window},
     )
+
+
+def _command_of(state: WorkflowState) -> str | None:
+    """The command that began the run that loops, when its steps do not name it: a loop that comes back is counted from
+    the repair of the first on."""
+    for case in (state.cases or {}).values():
+        if case.loop and case.attempt is not None and case.attempt.status == "accepted":
+            return case.attempt.decision.command_id
+    return None

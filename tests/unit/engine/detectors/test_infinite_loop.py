@@ -20,6 +20,7 @@ from engine.testing import Service, World, saved
 from schemas.errors import ConfigError
 from schemas.records.commands import RestartWorkflow, ResumeFromCheckpoint
 from schemas.records.events import (
+    CheckpointCreated,
     RecoveryAttemptFinished,
     StateRestored,
     StepSkipped,
@@ -262,6 +263,44 @@ def test_a_loop_that_comes_back_climbs_the_ladder_to_a_human() -> None:
         "manual_intervention",
     ]
     assert len({d.error_id for d in service.decisions}) == 1
+
+
+def test_a_loop_that_comes_back_in_a_service_that_names_no_commands_ends_the_attempt() -> None:
+    world, service = looped()
+    restarted(world, service)
+    for _ in range(3):
+        do(service, Run(step="a", state=7))
+    assert [f.outcome for f in world.records(RecoveryAttemptFinished)] == ["failed"]
+    assert len(service.state.cases or {}) == 1
+
+
+def test_the_first_restart_goes_back_to_before_the_loop_and_the_next_further() -> None:
+    world, service = started()
+    for number in range(4):
+        do(service, Run(step="a", state=number))
+    healthy = [c.checkpoint_id for c in world.records(CheckpointCreated)]
+    for _ in range(3):
+        do(service, Run(step="b", state=8))
+        do(service, Run(step="c", state=9))
+    restarted(world, service)
+    for _ in range(3):
+        do(service, Run(step="b", state=8), world.commands[0])
+    first, second = world.commands
+    assert isinstance(first, ResumeFromCheckpoint)
+    assert isinstance(second, ResumeFromCheckpoint)
+    assert [first.checkpoint_id, second.checkpoint_id] == healthy[:-3:-1]
+
+
+@pytest.mark.parametrize("runs", [[AGENT] * 3, [Run(step="a", state=1)] * 3])
+def test_a_loop_that_began_before_any_other_state_restarts_from_the_newest(runs: list[Run]) -> None:
+    world, service = started()
+    if runs[0].state is None:
+        do(service, Run(step="b", state=5))
+    for run in runs:
+        do(service, run)
+    (command,) = world.commands
+    assert isinstance(command, ResumeFromCheckpoint)
+    assert command.checkpoint_id == world.records(CheckpointCreated)[-1].checkpoint_id
 
 
 def test_a_loop_that_its_service_reports_ends_with_the_next_completion() -> None:
