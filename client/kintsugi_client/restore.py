@@ -26,7 +26,7 @@ from ._schemas.records.events import CheckpointCreated, WorkflowStarted
 from ._schemas.sealing import DataKey, unseal_fields
 from .bounded import Bounded
 from .checkpoints import Chain
-from .errors import ClosedError, RestoreError, SupersededError
+from .errors import ClosedError, RefusedError, RestoreError, SupersededError
 from .history import STORE_TIMEOUT_S, History
 from .standing import Standing
 
@@ -90,14 +90,17 @@ class Restorer:
         return self._patiently(lambda: self._input_of(workflow_id, partition, offset), superseded)
 
     def opened(self, record: R, superseded: threading.Event) -> R:
-        """The record with its sealed texts in clear. Raises as `checkpoint`."""
+        """The record with its sealed texts in clear. Raises as `checkpoint`; RefusedError when they do not verify."""
         return self._patiently(lambda: self._opened(record), superseded)
 
     def _opened(self, record: R) -> R:
         try:
             return unseal_fields(record, lambda number: self._key(record.workflow_id, number))
         except StateError as error:
-            raise _refused(f"the sealed text of {type(record).__name__}", error) from error
+            where = f"the sealed text of {type(record).__name__}"
+            if error.reason in _NOT_CORRUPT:
+                raise _refused(where, error) from error
+            raise RefusedError("edit_invalid", f"{where} does not verify: {error}") from error
 
     def _patiently(self, call: Callable[[], T], superseded: threading.Event) -> T:
         """Try again while something is away, within a bound."""

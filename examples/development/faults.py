@@ -31,7 +31,7 @@ FLAKY_TIMES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong in one workflow. `times` is None when it never stops."""
+    """What goes wrong in one workflow. `times` is None when it never stops; out of memory it is until it has more."""
 
     kind: str
     step_id: str
@@ -61,6 +61,8 @@ def _steps_of(kind: str) -> tuple[str, ...]:
         return ("build", "test")  # what code_generation writes wrong: it does not compile, or fails its test
     if kind == CORRUPT_CHECKPOINT:
         return STEPS[1:]  # before the first step there is nothing to restore
+    if kind == OUT_OF_MEMORY:
+        return ("build", "test")  # the steps that run tools
     return STEPS
 
 

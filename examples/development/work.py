@@ -7,12 +7,17 @@ import os
 import py_compile
 import random
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.machinery import SourcelessFileLoader
 from pathlib import Path
 
 MODULES = 3
+#: What a deployment leaves, whole or not at all.
+MANIFEST = "manifest.json"
+#: A tool that holds 600 MB for a moment.
+HUNGRY_TOOL = (sys.executable, "-I", "-S", "-c", "bytearray(600 * 1024 * 1024)")
 #: Ways in which generated code can be wrong for good.
 SYNTAX = "syntax"
 LOGIC = "logic"
@@ -92,8 +97,8 @@ def deploy(folder: Path, target: Path, artefacts: list[str], *, execution: Execu
     manifest = {**asdict(execution), "artefacts": artefacts, "deployed_at": time.time()}
     temporary = target / f"manifest.{execution.step_run_id}"
     temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    temporary.replace(target / "manifest.json")
-    return "manifest.json"
+    temporary.replace(target / MANIFEST)
+    return MANIFEST
 
 
 def append_to_ledger(path: Path, execution: Execution) -> None:

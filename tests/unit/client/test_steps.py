@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import math
 import signal
 import threading
@@ -14,6 +16,7 @@ from kintsugi_client import (
     BufferFullError,
     ConfigError,
     NotDeliveredError,
+    OutcomeUnknownError,
     RetriableError,
     StateError,
     StepContext,
@@ -484,3 +487,107 @@ def test_serve_ends_at_a_signal_and_closes(
     assert not service.client.serve()
     assert signal.getsignal(number) is before
     assert service.client.closing
+
+
+# -- digests and dependencies -----------------------------------------------------------------------------------------
+
+
+def test_input_and_output_are_told_as_digests(service: Service, kind: WorkflowType) -> None:
+    workflow = kind.begin()
+    for given, made in (({"a": 1, "b": [2]}, "made"), ({"b": [2], "a": 1}, "made"), ({"a": 2}, None)):
+        with workflow.step("poll", given=given) as step:
+            step.output(made)
+    first, second, third = (s.input_digest for s in service.of(StepStarted))
+    assert first == second == hashlib.sha256(b'{"a":1,"b":[2]}').hexdigest() != third
+    made = hashlib.sha256(b'"made"').hexdigest()
+    assert [c.output_digest for c in service.of(StepCompleted)] == [made, made, None]
+
+
+@pytest.mark.parametrize("value", [None, object(), math.nan, {1: 2}, b"bytes"])
+def test_what_is_no_json_has_no_digest(service: Service, kind: WorkflowType, value: Any) -> None:
+    with kind.begin().step("one", given=value) as step:
+        step.output(value)
+    assert service.of(StepStarted)[0].input_digest is None
+    assert service.of(StepCompleted)[0].output_digest is None
+
+
+def test_a_steps_function_returns_its_output_and_its_input_is_picked_from_the_state(
+    service: Service, kind: WorkflowType
+) -> None:
+    @kind.step("fetch", given=lambda state: state["page"])
+    async def fetch(ctx: StepContext) -> list[int]:
+        return [ctx.state["page"]]
+
+    kind.start({"page": 7})
+    (completed,) = wait_for("its end", lambda: service.of(StepCompleted))
+    assert completed.output_digest == hashlib.sha256(b"[7]").hexdigest()
+    assert service.of(StepStarted)[0].input_digest == hashlib.sha256(b"7").hexdigest()
+
+
+def test_a_state_without_what_a_step_works_on_is_the_steps_error(service: Service, kind: WorkflowType) -> None:
+    kind.step("fetch", given=lambda state: state["page"])(lambda ctx: None)
+    kind.start()
+    (error,) = wait_for("the error", lambda: service.of(WorkflowErrorOccurred))
+    assert (error.step_id, error.error_code) == ("fetch", "KeyError")
+
+
+class DownError(Exception):
+    dependency = "cards"
+
+
+def fails_inside(step: StepContext) -> None:
+    with step.dependency("payments"):
+        raise ConnectionError("refused")
+
+
+def fails_because_of_it(step: StepContext) -> None:
+    try:
+        fails_inside(step)
+    except ConnectionError as error:
+        raise ValueError("no receipt") from error
+
+
+def fails_in_the_inner_one(step: StepContext) -> None:
+    with step.dependency("gateway"):
+        fails_inside(step)
+
+
+def fails_by_its_own_name(step: StepContext) -> None:
+    raise DownError
+
+
+def fails_later(step: StepContext) -> None:
+    with contextlib.suppress(ConnectionError):
+        fails_inside(step)
+    raise ValueError("something else")
+
+
+@pytest.mark.parametrize(
+    ("fail", "dependency"),
+    [
+        (fails_inside, "payments"),
+        (fails_because_of_it, "payments"),
+        (fails_in_the_inner_one, "payments"),
+        (fails_by_its_own_name, "cards"),
+        (fails_later, None),
+    ],
+)
+def test_an_error_names_the_dependency_that_it_is_put_down_to(
+    service: Service, kind: WorkflowType, fail: Callable[[StepContext], None], dependency: str | None
+) -> None:
+    workflow = kind.begin()
+    with pytest.raises(Exception), workflow.step("one") as step:  # noqa: B017, PT011
+        fail(step)
+    assert service.of(WorkflowErrorOccurred)[0].dependency == dependency
+
+
+def test_an_unknown_outcome_is_told_as_such(service: Service, kind: WorkflowType) -> None:
+    workflow = kind.begin()
+    with pytest.raises(OutcomeUnknownError), workflow.step("charge"):
+        raise OutcomeUnknownError("no answer within 5 s", dependency="payments")
+    (error,) = service.of(WorkflowErrorOccurred)
+    assert (error.error_code, error.reason, error.dependency) == (
+        "OutcomeUnknownError",
+        "outcome_unknown",
+        "payments",
+    )

@@ -13,18 +13,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kintsugi_client import ConfigError, ObjectStoreError, RetriableError, StateError
+from kintsugi_client import ConfigError, ObjectStoreError, RetriableError, StateError, StepContext
 from kintsugi_client._schemas import claims
 from kintsugi_client._schemas.canonical import parse_state, verify_stored
 from kintsugi_client._schemas.fingerprint import fingerprint_of
 from kintsugi_client._schemas.keystore import Keystore, open_keystore
 from kintsugi_client._schemas.objects import Objects
 from kintsugi_client._schemas.records import Record
-from kintsugi_client._schemas.records.commands import CancelWorkflow
+from kintsugi_client._schemas.records.commands import CancelWorkflow, RetryStep
 from kintsugi_client._schemas.records.events import (
     CheckpointCreated,
     CommandAcknowledged,
@@ -35,7 +36,7 @@ from kintsugi_client._schemas.records.events import (
     WorkflowErrorOccurred,
     WorkflowStarted,
 )
-from kintsugi_client._schemas.sealing import SEALED_TEXT, binding_of, unseal, unseal_fields
+from kintsugi_client._schemas.sealing import SEALED_TEXT, binding_of, seal_fields, unseal, unseal_fields
 from kintsugi_client.vault import WITHHELD
 
 from .conftest import Connect
@@ -343,6 +344,32 @@ def test_answers_to_commands_are_sealed(sealing: Service, places: Places) -> Non
     assert answer.detail is None
     keys = places.keystore.keys_of(workflow.workflow_id)
     assert SECRET in (unseal_fields(answer, keys).detail or "")
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_sealed_edit_is_opened_with_the_workflows_key(sealing: Service, places: Places, spoiled: bool) -> None:
+    kind = sealing.client.workflow_type("development")
+    found: list[dict[str, Any]] = []
+
+    @kind.step("one")
+    def one(ctx: StepContext) -> None:
+        found.append(dict(ctx.state))
+        if len(found) == 1:
+            raise ValueError("broken")
+
+    workflow = kind.start({"n": 1})
+    wait_for("rest", lambda: workflow.run.phase == "ended")
+    received = sealing.command(RetryStep, workflow.workflow_id, step_id="one", edit=f'{{"n": "{SECRET}"}}')
+    sealed = seal_fields(received.command, places.keystore.current(workflow.workflow_id))
+    assert isinstance(sealed, RetryStep) and sealed.edit is None
+    if spoiled:
+        sealed = replace(sealed, sealed=b"KS" + (sealed.sealed or b"")[2:-1] + b"?")
+    sealing.client._commands.carry_out(replace(received, command=sealed))
+    status, _ = sealing.answer(received)
+    if spoiled:
+        assert (status, sealing.reason(received), len(found)) == ("failed", "edit_invalid", 1)
+    else:
+        assert (status, found[1:]) == ("succeeded", [{"n": SECRET}])
 
 
 def test_by_option_states_are_only_authenticated(connect: Connect, places: Places) -> None:

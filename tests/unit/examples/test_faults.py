@@ -15,6 +15,7 @@ from examples.development.faults import (
     FLAKY,
     FLAKY_TIMES,
     KINDS,
+    OUT_OF_MEMORY,
     PERMANENT,
     STEPS,
     Fault,
@@ -61,6 +62,12 @@ def test_no_checkpoint_is_spoiled_that_has_none_before_it(seed: int) -> None:
     spoiled = [fault for fault in plan(seed) if fault is not None and fault.kind == CORRUPT_CHECKPOINT]
     assert spoiled
     assert all(fault.step_id != STEPS[0] for fault in spoiled)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_memory_runs_out_where_tools_are_run(seed: int) -> None:
+    hungry = [fault for fault in plan(seed) if fault is not None and fault.kind == OUT_OF_MEMORY]
+    assert {fault.step_id for fault in hungry} == {"build", "test"}
 
 
 def test_a_fault_strikes_as_often_as_planned_whichever_process_it_hits(tmp_path: Path) -> None:
