@@ -94,8 +94,8 @@ def loop_found(state: WorkflowState, record: WorkflowErrorOccurred, case: Case) 
 
 
 def _loop_began(state: WorkflowState, unknown: int) -> int:
-    """Offset from which on all checkpoints hold states of the rounds that were alike; `unknown` when these states cannot
-    be told, or no checkpoint is remembered from before."""
+    """Offset from which on all checkpoints hold states of the rounds that were alike; `unknown` when these states
+    cannot be told, or no checkpoint is remembered from before."""
     refs = list(state.all_checkpoints())
     same = [at for at, ref in enumerate(refs) if ref.digest == refs[-1].digest]
     if len(same) < 2:
