@@ -20,9 +20,9 @@ SAMPLES_MAX = 17
 #: are forgotten anyway: this many is for steps that run side by side.
 SERIES_MAX = 64
 HOUR_US = 3_600_000_000
-#: Calls are counted by minute: an hour is known to within one.
+#: Calls are counted by minute; the last hour is this minute and the 59 before it, so never more than an hour.
 _BUCKET_US = 60_000_000
-_BUCKETS_MAX = HOUR_US // _BUCKET_US + 1
+_BUCKETS_MAX = HOUR_US // _BUCKET_US
 _COUNT_MAX = 2**63 - 1
 #: Reports remembered by 8 bytes of their ids, so that a repeated one is not counted twice.
 _KNOWN_MAX = 64

@@ -64,6 +64,8 @@ EXHAUSTED = {
     "as many calls as are allowed": (calls(60, 40), []),
     "calls go on above the limit": (calls(101, 10, 10), ["API_RATE_LIMIT"]),
     "calls spread over hours": (calls(*[30] * 20, after_s=1_300), []),
+    "twice an hour": (calls(*[60] * 12, after_s=1_800), ["API_RATE_LIMIT"]),
+    "every hour": (calls(*[100] * 12, after_s=3_600), []),
     "calls of other steps count too": (
         [Use(calls=60, step="a"), Use(calls=60, step="b")],
         ["API_RATE_LIMIT"],
@@ -232,7 +234,7 @@ def test_whatever_is_reported_is_bounded_and_survives_a_snapshot(uses: list[Use]
     assert state is not None
     assert dump([state]) == dump([service.state])
     usage = service.state.usage or Usage()
-    assert len(usage.calls) <= 61 * 16
+    assert len(usage.calls) <= 60 * 16
     assert all(len(samples) <= SAMPLES_MAX * 16 for samples in usage.series.values())
 
 
