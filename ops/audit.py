@@ -70,7 +70,7 @@ def audited(kafka: str, action: str, *, subject: str, reason: str) -> Iterator[d
     begun = AuditEntry(
         action=action,
         actor=actor(),
-        at=_now(),
+        at=now(),
         operation_id=str(uuid.uuid4()),
         outcome="begun",
         reason=reason,
@@ -83,14 +83,15 @@ def audited(kafka: str, action: str, *, subject: str, reason: str) -> Iterator[d
     except BaseException as error:
         told = {**detail, "error": type(error).__name__}
         with suppress(KintsugiError):  # why the action failed says more than that this could not be written down
-            _append(kafka, replace(begun, at=_now(), outcome="failed", detail=told))
+            _append(kafka, replace(begun, at=now(), outcome="failed", detail=told))
         raise
-    _append(kafka, replace(begun, at=_now(), outcome="done", detail=detail))
+    _append(kafka, replace(begun, at=now(), outcome="done", detail=detail))
 
 
 def _append(kafka: str, entry: AuditEntry) -> None:
     publish(kafka, AUDIT, entry.actor, canonical_bytes(asdict(entry)))
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment, as records for people write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

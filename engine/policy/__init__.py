@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from .load import default_policy, load_policy
+from .load import default_policy, default_text, load_policy, parse_policy
 from .model import Backoff, Ladder, Policy, Rule, Rung
 
-__all__ = ["Backoff", "Ladder", "Policy", "Rule", "Rung", "default_policy", "load_policy"]
+__all__ = [
+    "Backoff",
+    "Ladder",
+    "Policy",
+    "Rule",
+    "Rung",
+    "default_policy",
+    "default_text",
+    "load_policy",
+    "parse_policy",
+]

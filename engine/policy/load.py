@@ -12,7 +12,7 @@ from schemas.errors import ConfigError
 
 from .build import build
 from .check import problems, remarks
-from .file import PolicyFile
+from .file import PolicyFile, WorkflowErrorHandling
 from .model import Policy
 
 #: A policy file is a page of YAML; anything larger is not one.
@@ -24,6 +24,12 @@ _PROBLEMS_SHOWN = 100
 
 def load_policy(text: str, source: str) -> Policy:
     """Parse and validate. ConfigError lists every problem with its path, value and what is allowed."""
+    parsed = parse_policy(text, source)
+    return build(parsed, tuple(remarks(parsed)))
+
+
+def parse_policy(text: str, source: str) -> WorkflowErrorHandling:
+    """The file's content with every default, validated. ConfigError as `load_policy`."""
     if len(text) > TEXT_SIZE_BYTES_MAX:
         raise ConfigError(f"{source}: {len(text)} characters, {TEXT_SIZE_BYTES_MAX} allowed")
     try:
@@ -39,7 +45,7 @@ def load_policy(text: str, source: str) -> Policy:
     found = list(problems(parsed))
     if found:
         raise ConfigError(_listed(source, [f"workflow_error_handling.{p}" for p in found]), hint=_HINT)
-    return build(parsed, tuple(remarks(parsed)))
+    return parsed
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,8 +67,12 @@ class _Loader(yaml.SafeLoader):
 @cache
 def default_policy() -> Policy:
     """The story's configuration file, which ships with the engine."""
-    text = (files(__package__) / "default.yaml").read_text(encoding="utf-8")
-    return load_policy(text, "default policy")
+    return load_policy(default_text(), "default policy")
+
+
+def default_text() -> str:
+    """The text of the policy that ships."""
+    return (files(__package__) / "default.yaml").read_text(encoding="utf-8")
 
 
 def _describe(error: ValidationError, source: str) -> str:
