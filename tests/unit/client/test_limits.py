@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kintsugi_client import ConfigError, KintsugiError, LocalLimits
 
-ALLOCATE = [sys.executable, "-I", "-S", "-c", "bytearray(300 * 1024 * 1024)"]
+ALLOCATE = [sys.executable, "-I", "-S", "-c", "bytes(300 * 1024 * 1024)"]
 
 
 @pytest.fixture
