@@ -49,6 +49,7 @@ FIELDS = frozenset(
         *("workflow_id", "checkpoint_id", "error_id", "command_id", "trace_id", "command", "attempt", "checkpoints"),
         *("policy", "sequence"),
         *("facility", "text", "fatal", "path", "place", "what", "job", "interval_s", "archive_ends"),
+        *("incident_id", "channel", "kind", "tries"),
     )
 )
 NOT_LOGGED = "[not logged]"

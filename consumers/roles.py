@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Protocol
@@ -41,6 +41,8 @@ from .keeper.role import ORPHANS_INTERVAL_S, Job, Keeper
 from .keeper.scrub import Scrubber
 from .keeper.tables import Tables
 from .loop import Loop
+from .notifier.channels import Channel
+from .notifier.role import Notifier
 from .outbox import Outbox
 from .policies import PolicyLog
 from .recovery import Recovery
@@ -109,6 +111,19 @@ def coordinator_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -
     handler = Coordination(policy, codec, outbox, snapshots, count, applied)
     stack.callback(handler.close)
     return _loop("coordinator", settings, handler, clock, topic=COORDINATION)
+
+
+def notifier_loop(settings: RoleSettings, channels: Mapping[str, Channel], stack: ExitStack) -> Loop:
+    """The notifier role. Without a channel it runs, and says of each incident that nobody was told."""
+    _cluster(settings, (EVENTS,))
+    codec, clock = codec_of(settings, stack), BrokerClock()
+    if not channels:
+        telemetry.log().warning("no channel", hint="docs/operations.md: Notifications")
+    with _named_settings():
+        outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
+    handler = Notifier(channels, codec, outbox, clock)
+    stack.callback(handler.close)
+    return _loop("notifier", settings, handler, clock)
 
 
 def keeper(settings: RoleSettings, policy: Policy, tables: Tables, stack: ExitStack) -> Keeper:

@@ -71,6 +71,13 @@ WORKFLOWS_SPOILED = Gauge("kintsugi_workflows_without_checkpoint", "Live workflo
 COLLECTIONS = Counter("kintsugi_collections_total", "Collections of orphans", ["outcome"])
 ORPHANS_DELETED = Counter("kintsugi_orphans_deleted_total", "Objects deleted that no row refers to")
 ORPHAN_BYTES = Counter("kintsugi_orphans_deleted_bytes_total", "Bytes of the objects deleted")
+NOTIFICATIONS = Counter("kintsugi_notifications_total", "Messages to people", ["channel", "kind", "outcome"])
+NOTIFICATIONS_WAITING = Gauge(
+    "kintsugi_notifications_waiting", "Messages that a channel has not taken yet", ["channel"]
+)
+NOTIFICATION_SECONDS = Histogram(
+    "kintsugi_notification_seconds", "From the change of an incident to its delivery", ["channel"], buckets=_SLOW
+)
 LEASES_HELD = Gauge("kintsugi_leases_held", "Leases of shared resources that workflows hold")
 LEASES_WAITING = Gauge("kintsugi_leases_waiting", "Wishes for shared resources that wait")
 LEASE_STRAYS = Counter("kintsugi_lease_returns_ignored_total", "Returns of leases that the workflow did not have")

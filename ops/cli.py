@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
     "keys": ("ops.commands.keys:keys", "Make, rotate and erase the keys that states are sealed with."),
+    "notify": ("ops.commands.notify:notify", "Try the channels that people are told through."),
     "policy": ("ops.commands.policy:policy", "Validate a policy file."),
 }
 

@@ -69,3 +69,12 @@ def error(postgres: str, error_id: str) -> Row | None:
             "attempts": tables.query(_QUERIES["attempts"], parameters),
             "interventions": tables.query(_QUERIES["interventions"], parameters),
         }
+
+
+def notifications(
+    postgres: str, *, incident_id: str | None, channel: str | None, given_up: bool, limit: int
+) -> list[Row]:
+    """Whom was told what, newest first."""
+    parameters = {"incident_id": incident_id, "channel": channel, "given_up": given_up, "limit": limit}
+    with snapshot(postgres) as tables:
+        return tables.query(_QUERIES["notifications"], parameters)

@@ -49,3 +49,12 @@ FROM workflow_recovery_attempts WHERE error_id = %(id)s ORDER BY attempt_number
 -- name: interventions
 SELECT id, trigger, reason, status, requested_at, deadline_at, decision, actor, resolution
 FROM workflow_interventions WHERE error_id = %(id)s ORDER BY requested_at
+
+-- name: notifications
+SELECT created_at, incident_id, channel, kind, outcome, tries, detail
+FROM notifications
+WHERE (%(incident_id)s::uuid IS NULL OR incident_id = %(incident_id)s::uuid)
+  AND (%(channel)s::text IS NULL OR channel = %(channel)s)
+  AND (NOT %(given_up)s OR outcome = 'given_up')
+ORDER BY created_at DESC, log_partition, log_offset DESC
+LIMIT %(limit)s

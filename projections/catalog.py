@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .incidents.fold import TABLE as _incidents
 from .kit import Table
+from .notifications.fold import TABLE as _notifications
 from .workflow_checkpoint_rejections.fold import TABLE as _rejections
 from .workflow_checkpoints.fold import TABLE as _checkpoints
 from .workflow_debug_sessions.fold import TABLE as _debug_sessions
@@ -23,4 +24,5 @@ TABLES: tuple[Table, ...] = (
     _interventions,
     _debug_sessions,
     _incidents,
+    _notifications,
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from consumers.settings import RoleSettings
     from engine.policy import Policy
 
-ROLES = ("recovery", "projector", "archiver", "keeper", "coordinator")
+ROLES = ("recovery", "projector", "archiver", "keeper", "coordinator", "notifier")
 
 
 @click.command("run")
@@ -134,6 +134,13 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
     if role == "archiver":
         run_role(role, settings, lambda stack: archiver_loop(settings))
         return
+    if role == "notifier":
+        from consumers.notifier.settings import channels_of
+        from consumers.roles import notifier_loop
+
+        channels = channels_of(os.environ)
+        run_role(role, settings, lambda stack: notifier_loop(settings, channels, stack))
+        return
     chosen = default_policy() if policy is None else load_policy(Path(policy).read_text(encoding="utf-8"), policy)
     if role == "projector":
         run_role(role, settings, lambda stack: projector_loop(settings, at.postgres, chosen, stack))
@@ -169,6 +176,19 @@ def keeper(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Keeper:
     return role(settings, policy, tables, stack)
 
 
+def _roles() -> list[str]:
+    """Roles of `all`: without a channel there is nobody whom the notifier could tell."""
+    import os
+
+    from consumers.notifier.settings import SWITCHES, configured
+    from ops.output import say
+
+    if configured(os.environ):
+        return list(ROLES)
+    say(f"no notifier: none of {', '.join(SWITCHES.values())} is set")
+    return [role for role in ROLES if role != "notifier"]
+
+
 def _run_all(options: Mapping[str, object], extra: tuple[str, ...]) -> int:
     """Each role as a child; when one ends, all end. Returns the first non-zero exit code."""
     import signal
@@ -178,7 +198,7 @@ def _run_all(options: Mapping[str, object], extra: tuple[str, ...]) -> int:
 
     shared = [part for name, value in options.items() for part in (name, str(value))]
     shared += [part for item in extra for part in ("-X", item)]
-    children = [subprocess.Popen([sys.executable, "-m", "ops.cli", "run", name, *shared]) for name in ROLES]
+    children = [subprocess.Popen([sys.executable, "-m", "ops.cli", "run", name, *shared]) for name in _roles()]
     stopping = False
 
     def stop(*_: object) -> None:

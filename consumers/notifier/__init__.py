@@ -1,0 +1,1 @@
+"""Tells people of incidents, from the log: Slack, e-mail, PagerDuty."""
