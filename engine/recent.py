@@ -65,7 +65,7 @@ def steps(recent: bytes) -> list[int]:
 
 
 def period_of(recent: bytes, repeats: int, window: int) -> int:
-    """Length of the shortest cycle that ends here and has come `repeats` times in a row without progress; else 0.
+    """Length of the shortest cycle that ends here and has come `repeats` (>= 2) times in a row without progress; else 0.
 
     Of a cycle whose state is saved nowhere, each step's result must be known; without either nothing is known of
     progress, and there is no verdict.
@@ -74,7 +74,7 @@ def period_of(recent: bytes, repeats: int, window: int) -> int:
     last = recent[-ENTRY_BYTES:]
     for period in range(1, min(window, size // repeats) + 1):
         one = period * ENTRY_BYTES
-        if repeats > 1 and recent[-one - ENTRY_BYTES : -one] != last:
+        if recent[-one - ENTRY_BYTES : -one] != last:
             continue
         cycle = recent[-one:]
         if recent.endswith(cycle * repeats) and _tells(cycle):

@@ -62,8 +62,6 @@ def resource_exhaustion(state: WorkflowState, event: Delivered, policy: Policy) 
             continue
         samples = state.usage.samples(resource, "" if resource == API_CALLS else step_id)
         limit = _limit(resource, limits)
-        if not samples:
-            continue
         if exceeded(samples, limit.value, limit.in_a_row):
             if not exceeded(samples[:-1], limit.value, limit.in_a_row):
                 yield _error(state, event, step_id, resource, samples[-1][1], limit)
