@@ -168,13 +168,14 @@ def request(
 
 def options_of(state: WorkflowState, case: Case, policy: Policy) -> tuple[str, ...]:
     """Decisions that can be carried out for this case as it stands."""
-    found = [d for d in STRATEGY_OF if not isinstance(_plan(state, case, policy, d, {}), Unavailable)]
+    found = [d for d in STRATEGY_OF if not isinstance(plan_for(state, case, policy, d, {}), Unavailable)]
     return (*found, ESCALATE)
 
 
-def _plan(
+def plan_for(
     state: WorkflowState, case: Case, policy: Policy, decision: str, parameters: Mapping[str, Any]
 ) -> Plan | Unavailable:
+    """What a decision would do for this case, or why it cannot be taken."""
     point = case.error_type == POINT
     if point and decision in (RETRY, RETRY_EDITED):
         return Unavailable("the step waits to be let pass: approve does that")
@@ -251,7 +252,7 @@ def resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
     if parameters is None:
         plan = Unavailable("the parameters are no JSON object")
     else:
-        plan = _plan(state, t.case, policy, decision, parameters)
+        plan = plan_for(state, t.case, policy, decision, parameters)
     given = _supplied(record)
     if isinstance(given, Unavailable):
         plan = given
