@@ -22,6 +22,10 @@ COMMANDS = {
     "checkpoints": ("ops.commands.checkpoints:checkpoints", "List, show, prove, compare and export checkpoints."),
     "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
     "incidents": ("ops.commands.incidents:incidents", "List incidents, show one, look after one."),
+    "interventions": (
+        "ops.commands.interventions:interventions",
+        "List what people are asked, and answer.",
+    ),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
     "keys": ("ops.commands.keys:keys", "Make, rotate and erase the keys that states are sealed with."),
