@@ -65,7 +65,7 @@ def steps(recent: bytes) -> list[int]:
 
 
 def period_of(recent: bytes, repeats: int, window: int) -> int:
-    """Length of the shortest cycle that ends here and has come `repeats` (>= 2) times in a row without progress; else 0.
+    """Length of the shortest cycle that ends here and has come `repeats` (2 or more) times in a row unchanged; else 0.
 
     Of a cycle whose state is saved nowhere, each step's result must be known; without either nothing is known of
     progress, and there is no verdict.
