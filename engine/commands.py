@@ -8,12 +8,13 @@ from typing import Any
 
 from schemas.ids import derive_id
 from schemas.records import COMMAND_TYPES, Command
-from schemas.records.events import RestoreRequested
+from schemas.records.events import RecoveryDecided, RestoreRequested
 
+from .classify import STATE_CORRUPTION
 from .effects import fact
 from .events import Delivered
 from .policy.model import Policy
-from .state import Attempt, WorkflowState
+from .state import Attempt, CheckpointRef, WorkflowState
 
 #: Commands that begin a run: they carry its epoch.
 BEGINNING = frozenset(name for name, kind in COMMAND_TYPES.items() if "epoch" in kind.__dataclass_fields__)
@@ -28,6 +29,7 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
     assert decision.command_type is not None and decision.command_id is not None
     kind = COMMAND_TYPES[decision.command_type]
     started = state.started_offset >= 0
+    moved_on = _moved_on(state, decision)
     offered: dict[str, Any] = {
         "step_id": decision.step_id or None,
         "timeout_ms": decision.timeout_ms,
@@ -41,6 +43,9 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
         "last_sequence": state.last_sequence,
         "approved": any(c.approved for c in (state.cases or {}).values() if c.error_id == decision.error_id),
     }
+    if moved_on is not None:
+        offered |= {"checkpoint_id": moved_on.checkpoint_id, "checkpoint_offset": moved_on.offset}
+        offered["checkpoint_digest"] = moved_on.digest
     if decision.command_type in ("ResumeFromCheckpoint", "RollbackTo"):
         offered["step_id"] = None  # go on after the checkpoint, wherever that is
     if decision.parameters is not None:
@@ -61,6 +66,15 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
         actor="engine",  # also when a human chose: the engine answers for the attempt, the rule names the human
         **{name: value for name, value in offered.items() if name in fields},
     )
+
+
+def _moved_on(state: WorkflowState, decision: RecoveryDecided) -> CheckpointRef | None:
+    """Another branch went on while the retry of a step waited: what it has done is not done again."""
+    if decision.command_type != "RetryStep" or decision.error_type == STATE_CORRUPTION:
+        return None
+    if decision.checkpoint_offset is None:
+        return None
+    return state.checkpoint_beside(decision.step_id, decision.checkpoint_offset)
 
 
 def operator_command(

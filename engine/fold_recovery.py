@@ -89,12 +89,14 @@ def _lets_pass(state: WorkflowState, case: Case, record: WorkflowErrorOccurred, 
 
 
 def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred) -> Case | None:
-    """The case whose command failed before its step began, or while it undid another step."""
+    """The case whose command failed before its step began, in its alternative, or while it undid another step."""
     if record.command_id is None:
         return None
     for case in (state.cases or {}).values():
         if case.attempt is not None and case.attempt.decision.command_id == record.command_id:
-            return case if not record.step_id or case.undoing else None
+            spec = state.graph.spec(case.step_id)
+            instead = spec is not None and record.step_id == spec.alternative
+            return case if not record.step_id or case.undoing or instead else None
     return None
 
 

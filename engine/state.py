@@ -285,6 +285,12 @@ class WorkflowState:
         """Verified checkpoints that stand before `offset` in the log, oldest first."""
         return [ref for ref in self.all_checkpoints() if ref.offset < offset]
 
+    def checkpoint_beside(self, step_id: str, offset: int) -> CheckpointRef | None:
+        """The newest checkpoint after `offset` that another step made: a branch that went on beside the failed one."""
+        own = self.graph.index.get(step_id, -1)
+        found = [ref for ref in self.all_checkpoints() if ref.offset > offset and ref.step != own]
+        return found[-1] if found else None
+
     def _place_of(self, raw: bytes) -> int:
         at = self.checkpoints.find(raw)
         while at % _CHECKPOINT.size and at >= 0:  # found across the border of two fields: no entry's id

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..classify import STATE_CORRUPTION
 from ..state import Case, CheckpointRef, WorkflowState
 
 if TYPE_CHECKING:  # the policy names strategies, so it may not be imported here
@@ -76,9 +77,12 @@ def run_again(situation: Situation, action: str, *, execute_after_ms: int = 0, t
 
     The checkpoint goes along so that another process can take the workflow over.
     """
+    state, case = situation.state, situation.case
     checkpoint = situation.checkpoint()
-    if situation.case.step_id:
+    if case.step_id:
         command = "RetryStep"
+        if checkpoint is not None and case.error_type != STATE_CORRUPTION:
+            checkpoint = state.checkpoint_beside(case.step_id, checkpoint.offset) or checkpoint
     else:
         command = "ResumeFromCheckpoint" if checkpoint is not None else "RestartWorkflow"
     return Plan(
