@@ -26,6 +26,7 @@ COMMANDS = {
         "ops.commands.interventions:interventions",
         "List what people are asked, and answer.",
     ),
+    "resources": ("ops.commands.resources:resources", "Show who holds what workflows share, and who waits."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
     "keys": ("ops.commands.keys:keys", "Make, rotate and erase the keys that states are sealed with."),

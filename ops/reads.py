@@ -57,6 +57,21 @@ def errors(
         return tables.query(_QUERIES["errors"], parameters)
 
 
+def leases(
+    postgres: str, *, resource_id: str | None, workflow_id: str | None, waiting: bool, every: bool, limit: int
+) -> list[Row]:
+    """Leases of shared resources, and wishes for them: by resource, those who hold before those who wait."""
+    parameters = {
+        "resource_id": resource_id,
+        "workflow_id": workflow_id,
+        "waiting": waiting,
+        "all": every,
+        "limit": limit,
+    }
+    with snapshot(postgres) as tables:
+        return tables.query(_QUERIES["leases"], parameters)
+
+
 def error(postgres: str, error_id: str) -> Row | None:
     """One error, its attempts with why each was decided, and what humans were asked; None when there is none."""
     parameters = {"id": error_id}

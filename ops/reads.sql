@@ -41,6 +41,19 @@ SELECT id, workflow_id, workflow_type, step_id, error_type, error_code, error_se
   created_at, updated_at, error_message, stack_trace, context, reason, sealed IS NOT NULL AS sealed
 FROM workflow_errors WHERE id = %(id)s
 
+-- name: leases
+SELECT resource_id, status, workflow_id, workflow_type, step_id, lease_id, amount, priority,
+  EXTRACT(EPOCH FROM COALESCE(released_at, now()) - CASE status WHEN 'waiting' THEN requested_at
+    ELSE COALESCE(granted_at, requested_at) END)::bigint AS seconds,
+  requested_at, granted_at, released_at, reason
+FROM resource_leases
+WHERE (%(resource_id)s::text IS NULL OR resource_id = %(resource_id)s)
+  AND (%(workflow_id)s::uuid IS NULL OR workflow_id = %(workflow_id)s::uuid)
+  AND (%(all)s OR status <> 'released')
+  AND (NOT %(waiting)s OR status = 'waiting')
+ORDER BY resource_id, status = 'released', status = 'waiting', COALESCE(released_at, granted_at, requested_at), id
+LIMIT %(limit)s
+
 -- name: attempts
 SELECT attempt_number, strategy, status, action_taken, rule, command_type, command_id, execute_after_ms, duration_ms,
   created_at, sent_at, accepted_at, finished_at, error_message, evidence, alternatives, policy_version

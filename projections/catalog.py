@@ -5,6 +5,7 @@ from __future__ import annotations
 from .incidents.fold import TABLE as _incidents
 from .kit import Table
 from .notifications.fold import TABLE as _notifications
+from .resource_leases.fold import TABLE as _leases
 from .workflow_checkpoint_rejections.fold import TABLE as _rejections
 from .workflow_checkpoints.fold import TABLE as _checkpoints
 from .workflow_debug_sessions.fold import TABLE as _debug_sessions
@@ -23,6 +24,7 @@ TABLES: tuple[Table, ...] = (
     _attempts,
     _interventions,
     _debug_sessions,
+    _leases,
     _incidents,
     _notifications,
 )
