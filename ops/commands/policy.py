@@ -126,20 +126,25 @@ def apply_(file: Path | None, reason: str | None, dry_run: bool, yes: bool, resu
 
     if (file is None) != resume:
         raise click.UsageError("FILE, or --resume to finish the last one")
+    why = (reason or "").strip()
+    if not dry_run and not resume and not why:
+        raise click.UsageError("--reason is required: it is kept with the policy. --dry-run needs none")
+    if not dry_run and not resume and not yes and not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to ask: --yes applies it, --dry-run shows what is different")
     at = addresses()
     newest = applied(at).newest
     if resume:
         if newest is None:
             raise NotFoundError("no policy has been applied")
-        _finish(at, newest, reason, output)
+        _finish(at, newest, why, output)
         return
     assert file is not None
     after = _side(file)
     if newest is not None and newest.version == after.policy.version:
         say(f"version {newest.version} is what was applied last")
-        _finish(at, newest, reason, output, dry_run=dry_run)
+        _finish(at, newest, why, output, dry_run=dry_run)
         return
-    _apply(at, newest, after, reason=(reason or "").strip(), dry_run=dry_run, yes=yes, output=output)
+    _apply(at, newest, after, reason=why, dry_run=dry_run, yes=yes, output=output)
 
 
 def _apply(
@@ -148,10 +153,6 @@ def _apply(
     from ops.audit import audited
     from ops.policies import enter, finish, partitions_of, reach_of
 
-    if not dry_run and not reason:
-        raise click.UsageError("--reason is required: it is kept with the policy. --dry-run needs none")
-    if not dry_run and not yes and not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to ask: --yes applies it, --dry-run shows what is different")
     before = _before(newest)
     for warning in after.policy.warnings:
         say(f"warning: {warning}")
@@ -175,7 +176,7 @@ def _apply(
     _told(entry, reach_of(entry, partitions_of(at)), output)
 
 
-def _finish(at: Addresses, entry: Entry, reason: str | None, output: str, *, dry_run: bool = False) -> None:
+def _finish(at: Addresses, entry: Entry, reason: str, output: str, *, dry_run: bool = False) -> None:
     """Bring the newest entry to the partitions that do not have it."""
     from ops.audit import audited
     from ops.policies import finish, partitions_of, reach_of
@@ -183,9 +184,8 @@ def _finish(at: Addresses, entry: Entry, reason: str | None, output: str, *, dry
     partitions = partitions_of(at)
     reach = reach_of(entry, partitions)
     if not reach.whole and not dry_run:
-        why = (reason or "").strip() or entry.reason
-        subject = entry.version
-        with audited(at.kafka, "policy.apply", subject=subject, reason=why) as detail, progress_bar() as bar:
+        why, version = reason or entry.reason, entry.version
+        with audited(at.kafka, "policy.apply", subject=version, reason=why) as detail, progress_bar() as bar:
             detail |= {"sequence": entry.sequence, "resumed": True}
             entry = finish(at, entry, bar, again=True)
             detail["partitions"] = len(entry.offsets)

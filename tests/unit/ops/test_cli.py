@@ -18,6 +18,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [str(Path(sys.executable).parent / "kintsugi"), *arguments],
         env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,  # a terminal could be asked
         capture_output=True,
         text=True,
         timeout=60,
@@ -58,9 +59,55 @@ def test_policy_validate_shows_ladders_as_json() -> None:
     done = run("policy", "validate", "--output", "json")
     assert done.returncode == 0
     rows = json.loads(done.stdout)
-    assert {"error_type": "timeout", "rung": 1, "strategy": "increase_timeout_and_retry", "attempts": 3,
-            "backoff": "none"} in rows  # fmt: skip
-    assert "not available in this version" in done.stderr
+    first = next(row for row in rows if row["error_type"] == "timeout")
+    assert (first["rung"], first["strategy"], first["attempts"], first["backoff"], first["cost"]) == (
+        1,
+        "increase_timeout_and_retry",
+        3,
+        "none",
+        1.0,
+    )
+    assert "valid; after the last rung a human is asked" in done.stderr
+
+
+def test_policy_validate_shows_rules_before_ladders_and_warns(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(
+        "workflow_error_handling: {recovery_rules: [{name: late, match: {error_type: timeout}, "
+        "ladder: [{strategy: retry_step}]}], recovery_strategies: {timeout: {strategy: retry_step}}}"
+    )
+    done = run("policy", "validate", str(file), "--output", "json")
+    assert done.returncode == 0
+    assert [(row["rule"], row["match"]) for row in json.loads(done.stdout)] == [
+        ("late", "error_type 'timeout'"),
+        (None, "timeout"),
+    ]
+    assert "recovery_strategies.timeout: never used: recovery_rules.0 matches every error of this type" in done.stderr
+
+
+def test_two_policy_files_are_compared_without_a_stack(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("workflow_error_handling: {budgets: {workflow_max_attempts: 7}}")
+    done = run("policy", "diff", str(file), str(file), KINTSUGI_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing differs" in done.stderr
+    done = run("policy", "diff", "default", str(file), "--output", "json", KINTSUGI_HOME=str(tmp_path))
+    change = {"key": "budgets.workflow_max_attempts", "before": 30, "after": 7}
+    assert change in json.loads(done.stdout)["keys"]
+
+
+def test_applying_a_policy_needs_a_reason_and_somebody_to_ask(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("workflow_error_handling: {}")
+    for arguments, said in [
+        ([], "FILE, or --resume"),
+        ([str(file), "--resume"], "FILE, or --resume"),
+        ([str(file), "--yes"], "--reason is required"),
+        ([str(file), "--reason", " "], "--reason is required"),
+        ([str(file), "--reason", "case 1"], "nobody is there to ask"),
+    ]:
+        done = run("policy", "apply", *arguments, KINTSUGI_HOME=str(tmp_path))
+        assert done.returncode == 2 and said in done.stderr
 
 
 def test_wrong_policy_names_the_key(tmp_path: Path) -> None:
