@@ -23,6 +23,8 @@ from .kit import TABLES_VERSION, Table, redacted
 
 _INTEGER_MAX = 2**53
 _SHOWN_MAX = 200
+#: Version of the tables from which on a projector deletes what has expired.
+_REMOVING_SINCE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +62,8 @@ class TableCheck:
             partition: [(offset, Redaction(paths)) for offset, paths in found]
             for partition, found in (redactions or {}).items()
         }
-        #: Rows made by a projector of an earlier version, by table.
-        self._earlier: dict[str, set[str]] = {table.name: set() for table in tables}
-        self._later_tables = [table.name for table in tables if table.since > 1]
+        #: Rows made by projectors of earlier versions, by table: the earliest.
+        self._earlier: dict[str, dict[str, int]] = {table.name: {} for table in tables}
         self._cut: set[int] = set()
         #: Workflows that the log holds from their start on, in partitions whose beginning is gone.
         self._from_start: set[str] = set()
@@ -80,15 +81,16 @@ class TableCheck:
             self._note_beginning(event)
         if self._redactions:
             event = self._redacted(event)
-        earlier = self._of_earlier_version(event)
-        if not earlier:
+        version = self._version_at(event)
+        if version >= _REMOVING_SINCE:
             self._folded.remove(event)
-        for name, changed in self._folded.add(event, passing_over=self._later_tables if earlier else ()).items():
+        later = [name for name, table in self._tables.items() if table.since > version]
+        for name, changed in self._folded.add(event, passing_over=later).items():
             for key, row in changed.items():
                 if self._tables[name].written_once:  # no fold looks into it again
                     self._rows[name][key] = self._reduced(name, row)
-                if earlier:
-                    self._earlier[name].add(key)
+                if version < TABLES_VERSION:
+                    self._earlier[name].setdefault(key, version)
 
     def _redacted(self, event: Delivered) -> Delivered:
         hidden = NOTHING
@@ -97,11 +99,16 @@ class TableCheck:
                 hidden = redaction
         return redacted((event,), hidden)[0]
 
-    def _of_earlier_version(self, event: Delivered) -> bool:
+    def _version_at(self, event: Delivered) -> int:
+        """Version of the projector that applied an event: each wrote down where it began in a partition."""
         if self._beginnings is None:
-            return False
-        beginning = self._beginnings.get((event.partition, TABLES_VERSION))
-        return beginning is None or event.offset < beginning
+            return TABLES_VERSION
+        began = (
+            version
+            for (partition, version), offset in self._beginnings.items()
+            if partition == event.partition and offset <= event.offset
+        )
+        return max(began, default=1)
 
     def _note_beginning(self, event: Delivered) -> None:
         if event.partition not in self._cut:
@@ -132,9 +139,9 @@ class TableCheck:
                 yield Drift(table=table, key=key, column="", expected="no row", found="a row")
                 continue
             wanted = row if self._tables[table].written_once else self._reduced(table, row)
-            earlier = key in self._earlier[table]
+            version = self._earlier[table].get(key, TABLES_VERSION)
             for index, (want, have) in enumerate(zip(wanted, self._reduced(table, values), strict=True)):
-                if earlier and columns[index].since > 1:
+                if columns[index].since > version:
                     continue
                 if want != have and not (have is None and (table, key, index) in self._folded.loose):
                     yield Drift(

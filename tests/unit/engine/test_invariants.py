@@ -14,6 +14,7 @@ from engine.testing import Service, World
 from schemas.records import Command
 from schemas.records.events import (
     CommandAcknowledged,
+    DependantsHeld,
     ErrorClassified,
     RecoveryDecided,
     StateRestored,
@@ -175,3 +176,17 @@ def test_workflows_whose_beginning_is_gone_are_not_judged(world: World, service:
     late = [e for e in world.log if isinstance(e.record, RecoveryDecided)]
     assert check(world, late, [], whole=False) == []
     assert check(world, late, [], whole=True) != []
+
+
+def test_facts_that_an_earlier_engine_did_not_write_are_not_missed_in_its_log(world: World) -> None:
+    steps = (StepSpec(step_id="build"), StepSpec(step_id="test", depends_on=("build",)))
+    service = Service(world, steps)
+    service.start("build")
+    service.fail("build", "TIMEOUT")
+    without = [e for e in world.log if not isinstance(e.record, DependantsHeld)]
+    assert len(without) == len(world.log) - 1
+    assert rules(check(world, without, world.commands)) == {"missing", "overdue"}
+    before = [
+        replace(e, record=replace(e.record, ladder="")) if isinstance(e.record, RecoveryDecided) else e for e in without
+    ]
+    assert rules(check(world, before, world.commands)) == {"overdue"}

@@ -12,9 +12,9 @@ from projections.catalog import TABLES
 from projections.fold import Rows, fold, touched
 from projections.verify import Drift, TableCheck
 from schemas.ids import derive_id
-from schemas.records.events import StepSpec
+from schemas.records.events import CheckpointRejected, StepSpec
 
-from ..engine.test_ladders import saved
+from ..engine.test_ladders import damaged, saved
 
 ERRORS = next(t for t in TABLES if t.name == "workflow_errors")
 CHECKPOINTS = next(t for t in TABLES if t.name == "workflow_checkpoints")
@@ -120,3 +120,16 @@ def test_workflows_whose_beginning_is_gone_are_counted_and_not_judged(world: Wor
         "workflow_errors", [*list(rows["workflow_errors"].values())[:-1], changed(last, "status", "x")]
     )
     assert (drift.key, drift.column) == (last[0], "status")
+
+
+def test_tables_of_a_release_are_expected_from_where_its_projector_began(world: World) -> None:
+    """A table of version 2 holds what a projector of version 2 applied, though version 3 came later."""
+    service = Service(world, (StepSpec(step_id="build"),))
+    service.checkpoint("build", damaged)
+    end = len(world.log)
+    at = next(e.offset for e in world.log if isinstance(e.record, CheckpointRejected))
+    for began, expected in (({2: 0, 3: end}, 1), ({2: at, 3: end}, 1), ({2: at + 1, 3: end}, 0), ({3: end}, 0)):
+        check = TableCheck(beginnings={(0, version): offset for version, offset in began.items()})
+        for event in world.log:
+            check.add(event)
+        assert check.rows("workflow_checkpoint_rejections") == expected
