@@ -15,7 +15,9 @@ from itertools import islice
 
 from confluent_kafka import Message
 
+from engine.coordination.breakers import Breakers
 from engine.coordination.coordinator import Coordinator, components
+from engine.coordination.incidents import Incidents
 from engine.coordination.leases import Leases
 from engine.coordination.waits import DETECTOR, Waits
 from engine.effects import Broadcast, CoordinatorEffect
@@ -303,6 +305,10 @@ class Coordination:
         leases = [part for part in tables if isinstance(part, Leases)]
         telemetry.LEASES_HELD.set(sum(part.held_count for part in leases))
         telemetry.LEASES_WAITING.set(sum(part.waiting_count for part in leases))
+        breakers = [part for part in tables if isinstance(part, Breakers)]
+        telemetry.BREAKERS_OPEN.set(sum(part.open_count for part in breakers))
+        telemetry.REPAIRS_HELD.set(sum(part.waiting_count for part in breakers))
+        telemetry.INCIDENTS_OPEN.set(sum(part.open_count for part in tables if isinstance(part, Incidents)))
 
 
 def _counts(coordinator: Coordinator) -> tuple[int, int, int]:

@@ -80,6 +80,9 @@ NOTIFICATION_SECONDS = Histogram(
 )
 LEASES_HELD = Gauge("kintsugi_leases_held", "Leases of shared resources that workflows hold")
 LEASES_WAITING = Gauge("kintsugi_leases_waiting", "Wishes for shared resources that wait")
+BREAKERS_OPEN = Gauge("kintsugi_breakers_open", "Breakers that hold repairs")
+REPAIRS_HELD = Gauge("kintsugi_repairs_held", "Repairs that breakers hold, as far as the coordinator remembers them")
+INCIDENTS_OPEN = Gauge("kintsugi_incidents_open", "Incidents that are not resolved")
 LEASE_STRAYS = Counter("kintsugi_lease_returns_ignored_total", "Returns of leases that the workflow did not have")
 DEADLOCKS = Counter("kintsugi_deadlocks_total", "Cycles of workflows that waited for each other")
 AWAITS_OVERLOOKED = Counter(

@@ -74,6 +74,16 @@ class Breakers:
         """The breaker of a key; None when it is closed."""
         return self._open.get(key)
 
+    @property
+    def open_count(self) -> int:
+        """Breakers that are not closed."""
+        return len(self._open)
+
+    @property
+    def waiting_count(self) -> int:
+        """Repairs that wait to be let go."""
+        return self._waiting
+
     def fold(self, record: Record, now_us: int, policy: Policy) -> Iterable[CoordinatorEffect]:
         """Fold a record of the coordination topic."""
         self.changes = []

@@ -104,6 +104,11 @@ class Incidents:
         #: Error to the key of the incident in which it waits for a human.
         self._asked: dict[str, str] = {}
 
+    @property
+    def open_count(self) -> int:
+        """Incidents that are not resolved."""
+        return len(self._open)
+
     def fold(self, record: Record, now_us: int, policy: Policy) -> Iterable[CoordinatorEffect]:
         """Fold a record of the coordination topic that `Breakers` has folded."""
         effects: list[CoordinatorEffect] = []

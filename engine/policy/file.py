@@ -257,7 +257,7 @@ class StormsPart(_Part):
     """Ours: when many workflows fail on one thing, repairs are held and let go in growing waves."""
 
     enabled: bool = True
-    threshold: int = Field(50, ge=2, le=1_000_000, description="failures")
+    threshold: int = Field(50, ge=2, le=1_000_000, description="workflows")
     window: Milliseconds = 10_000
     hold_max: Milliseconds = 3_600_000
     canaries: int = Field(3, ge=1, le=1_000, description="workflows")

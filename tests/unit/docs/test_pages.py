@@ -15,7 +15,7 @@ from ops.cli import cli
 from .pages import PAGES, ROOT, anchors, blocks, code_spans, links, name_of, prose, text_of
 
 #: What stands for an id on a page.
-PLACEHOLDERS = {"ID", "WORKFLOW_ID", "ERROR_ID", "CHECKPOINT_ID"}
+PLACEHOLDERS = {"ID", "WORKFLOW_ID", "ERROR_ID", "CHECKPOINT_ID", "INCIDENT_ID"}
 AN_ID = "6b696e74-7375-4769-8000-676f6c646a6f"
 FOLDERS = ("schemas", "engine", "consumers", "projections", "client", "ops", "tests", "bench", "examples", "docs")
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
