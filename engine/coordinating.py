@@ -53,12 +53,10 @@ def coordinate(state: WorkflowState, event: Delivered, policy: Policy) -> Iterat
     tell = _BY_RECORD.get(type(record))
     if tell is not None:
         yield from tell(state, event, record)
-    if not policy.storms.enabled:
-        return
     for t in state.transitions:
         case = t.case
-        if case is None:
-            continue
+        if case is None or not (policy.storms.enabled or case.interventions):
+            continue  # without storms only an incident that a human was asked about has to hear of its error
         if t.kind == "opened" or (t.kind == "ended" and t.outcome == "failed"):
             yield _told(FailureSeen, state, event, f"failure|{case.error_id}", **_failure(case))
         elif t.kind in ("recovered", "closed"):

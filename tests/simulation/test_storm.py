@@ -94,6 +94,21 @@ def test_a_target_that_bears_less_than_usual_is_found_out_by_smaller_waves() -> 
     assert storm.fleet.told(BreakerChanged)[-1].state == "half_open"
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_human_who_need_not_answer_any_more_is_asked_no_more(enabled: bool) -> None:
+    policy = default_policy()
+    calm = replace(policy, storms=replace(policy.storms, enabled=enabled))
+    storm = Storm(calm, workflows=1, seconds=1, capacity_per_s=100)
+    storm.fleet.run(600)
+    asked = storm.fleet.told(IncidentChanged)[-1]
+    assert (asked.interventions, asked.page) == (1, True)
+    storm.target.heal()
+    storm.callers[0].start()
+    storm.fleet.run(1)
+    ended = storm.fleet.told(IncidentChanged)[-1]
+    assert (ended.interventions, ended.state) == (0, "resolved")
+
+
 def test_without_breakers_the_repairs_are_used_up_and_a_human_is_asked_for_each() -> None:
     policy = default_policy()
     off = replace(policy, storms=replace(policy.storms, enabled=False))
