@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 import threading
 import time
@@ -36,6 +37,8 @@ BREAKER_FAILURES = 5
 BREAKER_OPEN_S = 15.0
 #: How long threads sleep at most when there is nothing to do.
 _IDLE_S = 1.0
+#: Shortest sleep, so that rounding cannot make them spin.
+_WAIT_S_MIN = 0.001
 #: At a stop: as long as threads that are not in the middle of a request need to notice.
 _CLOSE_S = 1.0
 
@@ -82,15 +85,19 @@ class Courier:
         self._report = report
         self._pace = pace or Pace()
         self._changed = threading.Condition()
-        #: (due, number, id), and what is waiting under that id; an entry without is passed over.
-        self._heap: list[tuple[float, int, str]] = []
+        #: (moment, number, id): when to try again, and when to give up. An entry that is not of what waits under that
+        #: id now is passed over.
+        self._due: list[tuple[float, int, str]] = []
+        self._ends: list[tuple[float, int, str]] = []
         self._waiting: dict[str, _Delivery] = {}
         self._under_way: dict[str, _Delivery] = {}
         self._numbers = itertools.count()
         self._closed = False
         self._tokens = float(channel.burst)
         self._tokens_at_s = time.monotonic()
-        self._quiet_until_s = 0.0
+        #: Until when the channel asked to be left alone, and until when the breaker is open.
+        self._asked_until_s = 0.0
+        self._broken_until_s = 0.0
         self._failures = 0
         self._threads = [
             threading.Thread(target=self._run, name=f"notify-{channel.name}-{n}", daemon=True) for n in range(THREADS)
@@ -108,8 +115,8 @@ class Courier:
             return True
 
     def recall(self, notification_id: str) -> int | None:
-        """Take a delivery back. How often it was tried; None when it is being tried at this moment, and a result
-        follows after this try."""
+        """Take a delivery back. How often it was tried; None when it cannot be taken back: its result is there, or
+        follows after the try that is being made."""
         with self._changed:
             waiting = self._waiting.pop(notification_id, None)
             if waiting is not None:
@@ -150,7 +157,8 @@ class Courier:
         key = delivery.notice.notification_id
         delivery.number = next(self._numbers)
         self._waiting[key] = delivery
-        heapq.heappush(self._heap, (due_s, delivery.number, key))
+        heapq.heappush(self._due, (due_s, delivery.number, key))
+        heapq.heappush(self._ends, (delivery.until_s, delivery.number, key))
         self._changed.notify()
 
     def _run(self) -> None:
@@ -172,42 +180,41 @@ class Courier:
     def _next(self) -> tuple[_Delivery, bool] | None:
         """What to try now, or to give up: then the channel is not asked, and need not be ready."""
         now_s = time.monotonic()
-        self._drop_stale()
-        if not self._heap:
+        end_s, key = self._top(self._ends)
+        if end_s <= now_s:
+            delivery = self._under_way[key] = self._waiting.pop(key)
+            return delivery, False
+        due_s, key = self._top(self._due)
+        if due_s > now_s or not self._ready(now_s):
             return None
-        due_s, _, key = self._heap[0]
-        late = self._waiting[key].until_s <= now_s
-        if not late and (due_s > now_s or not self._ready(now_s)):
-            return None
-        heapq.heappop(self._heap)
         delivery = self._under_way[key] = self._waiting.pop(key)
-        if not late:
-            self._tokens -= 1
-            if self._failures >= BREAKER_FAILURES:
-                self._quiet_until_s = now_s + self._pace.breaker_open_s  # this one is the trial
-        return delivery, not late
+        self._tokens -= 1
+        if self._failures >= BREAKER_FAILURES:
+            self._broken_until_s = now_s + self._pace.breaker_open_s  # this one is the trial
+        return delivery, True
 
-    def _drop_stale(self) -> None:
-        while self._heap:
-            _, number, key = self._heap[0]
+    def _top(self, heap: list[tuple[float, int, str]]) -> tuple[float, str]:
+        """The earliest moment of what waits, and its id; never, when nothing waits."""
+        while heap:
+            moment_s, number, key = heap[0]
             found = self._waiting.get(key)
             if found is not None and found.number == number:
-                return
-            heapq.heappop(self._heap)
+                return moment_s, key
+            heapq.heappop(heap)
+        return math.inf, ""
 
     def _ready(self, now_s: float) -> bool:
         rate = self._channel.rate_per_s
         self._tokens = min(float(self._channel.burst), self._tokens + (now_s - self._tokens_at_s) * rate)
         self._tokens_at_s = now_s
-        return self._tokens >= 1 and now_s >= self._quiet_until_s
+        return self._tokens >= 1 and now_s >= max(self._asked_until_s, self._broken_until_s)
 
     def _wait_s(self, now_s: float) -> float:
-        if not self._heap:
-            return _IDLE_S
-        at_s = max(self._heap[0][0], self._quiet_until_s)
+        at_s = max(self._top(self._due)[0], self._asked_until_s, self._broken_until_s)
         if self._tokens < 1:
             at_s = max(at_s, self._tokens_at_s + (1 - self._tokens) / self._channel.rate_per_s)
-        return min(_IDLE_S, max(0.001, at_s - now_s))
+        at_s = min(at_s, self._top(self._ends)[0])
+        return min(_IDLE_S, max(_WAIT_S_MIN, at_s - now_s))
 
     def _try(self, delivery: _Delivery) -> None:
         delivery.tries += 1
@@ -233,6 +240,8 @@ class Courier:
     def _answered(self) -> None:
         with self._changed:
             self._failures = 0
+            self._broken_until_s = 0.0
+            self._changed.notify_all()
 
     def _failed(self, delivery: _Delivery, retry_after_s: float) -> None:
         now_s = time.monotonic()
@@ -240,13 +249,14 @@ class Courier:
         telemetry.NOTIFICATIONS.labels(self._channel.name, delivery.notice.kind, "retried").inc()
         with self._changed:
             self._failures += 1
-            quiet_s = max(retry_after_s, pace.breaker_open_s if self._failures >= BREAKER_FAILURES else 0.0)
-            self._quiet_until_s = max(self._quiet_until_s, now_s + quiet_s)
+            self._asked_until_s = max(self._asked_until_s, now_s + retry_after_s)
+            if self._failures >= BREAKER_FAILURES:
+                self._broken_until_s = now_s + pace.breaker_open_s
             if not delivery.recalled:
                 # Bounded before the power is taken: a delivery may be tried often.
                 wait_s = min(pace.backoff_s_max, pace.backoff_s_min * 2.0 ** min(delivery.tries - 1, 30))
                 due_s = min(now_s + wait_s * random.uniform(0.5, 1.0), delivery.until_s)
-                self._under_way.pop(delivery.notice.notification_id, None)
+                self._landed(delivery)
                 self._put(delivery, due_s)
                 return
         self._end(delivery, RECALLED, delivery.said)
@@ -257,4 +267,9 @@ class Courier:
             Result(notification_id=key, tag=delivery.tag, outcome=outcome, tries=delivery.tries, detail=detail)
         )
         with self._changed:
-            self._under_way.pop(key, None)
+            self._landed(delivery)
+
+    def _landed(self, delivery: _Delivery) -> None:
+        key = delivery.notice.notification_id
+        if self._under_way.get(key) is delivery:  # one of another owner may have the same id
+            del self._under_way[key]

@@ -178,9 +178,8 @@ class Notifier:
     def _fold(self, memory: Memory, message: Message, value: bytes, offset: int) -> None:
         try:
             record = admit(self._codec, raw(message.key()), value)
-        except PoisonError as error:  # recovery sets it aside
+        except PoisonError:  # recovery sets it aside, and says why
             telemetry.EVENTS_PROCESSED.labels(ROLE, "unreadable").inc()
-            self._log.warning("dead letter", partition=memory.partition, offset=offset, reason=error.reason)
             return
         timestamp_us = message.timestamp()[1] * 1000
         if isinstance(record, IncidentChanged):
@@ -260,11 +259,19 @@ class Notifier:
         crash_point("after_append")
         channel = notification.channel if notification.channel in _CHANNELS else "other"
         telemetry.NOTIFICATIONS.labels(channel, notification.kind, outcome).inc()
-        said = {"incident_id": cause.incident_id, "channel": channel, "kind": notification.kind, "tries": tries}
+        incident_id, kind = cause.incident_id, notification.kind
         if outcome == DELIVERED:
             waited_s = max(0.0, (now_us - notification.timestamp_us) / 1e6)
             telemetry.NOTIFICATION_SECONDS.labels(channel).observe(waited_s)
-            self._log.info("people told", **said)
+            self._log.info("people told", incident_id=incident_id, channel=channel, kind=kind, tries=tries)
             return
-        hint = "the page stays open there: close it by hand" if notification.kind == RESOLVE else None
-        self._log.error("people not told", reason=detail, hint=hint, **said)
+        hint = "the page stays open there: close it by hand" if kind == RESOLVE else None
+        self._log.error(
+            "people not told",
+            incident_id=incident_id,
+            channel=channel,
+            kind=kind,
+            tries=tries,
+            reason=detail,
+            hint=hint,
+        )
