@@ -21,6 +21,7 @@ from .client import Client
 from .errors import (
     BufferFullError,
     ClosedError,
+    LeaseError,
     NotDeliveredError,
     OutcomeUnknownError,
     PausedError,
@@ -43,6 +44,7 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "KintsugiError",
+    "LeaseError",
     "LocalLimits",
     "Migrations",
     "NotDeliveredError",

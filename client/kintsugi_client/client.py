@@ -24,6 +24,7 @@ from ._schemas.records.events import StepSpec
 from ._schemas.registry import Registry
 from .commands import Commands
 from .errors import ClosedError
+from .grants import Grants
 from .history import History
 from .inbox import Inbox
 from .limits import Scaler
@@ -47,6 +48,8 @@ _SERVICE_MAX = 200
 _PRODUCER_MAX = 255
 #: What the last flush of `close` gets at least.
 _FLUSH_FLOOR_S = 0.5
+#: What the reader of leases may take to end; it waits for nothing longer than this.
+_CLOSE_GRANTS_S = 1.0
 #: What a process that ends without `close` may take for it.
 _AT_EXIT_S = 2.0
 
@@ -95,6 +98,7 @@ class Client:
         ids = SchemaIds(self._registry) if self._registry is not None else None
         self.outbox = Outbox(self._settings, ids, tuple(interceptors))
         self.reader = History(self._settings.reader(), Codec(self._registry), self.vault.objects)
+        self.grants = Grants(self._settings.reader(), lambda: Codec(self._registry))
         keystore = self.vault.keystore
         self.restorer = Restorer(
             self.reader,
@@ -236,6 +240,7 @@ class Client:
         self.work.runner.close()
         self.work.runner.wait(deadline_s - time.monotonic())
         self._undelivered = self.outbox.close(max(_FLUSH_FLOOR_S, deadline_s - time.monotonic()))
+        self.grants.close(_CLOSE_GRANTS_S)
         self.reader.close()
         if self._registry is not None:
             self._registry.close()

@@ -56,6 +56,17 @@ class RefusedError(KintsugiError):
         self.reason = reason
 
 
+class LeaseError(KintsugiError):
+    """A part of a shared resource was not granted. `reason` is the coordinator's (timed_out, deadlock, too_large and
+    others: see the operations handbook), or no_answer."""
+
+    def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        #: What the error of a step is classified by that lets it through.
+        self.code = "DEADLOCK" if reason == "deadlock" else "COORDINATION_FAILURE"
+
+
 class OutcomeUnknownError(KintsugiError):
     """To be raised by a step that cannot tell whether what it asked for took effect: a request without an answer.
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ._schemas.records.events import (
 )
 from .checkpoints import canonical, new_id
 from .errors import ClosedError, PausedError, StepCancelledError, SupersededError
+from .leases import LEASE_TIMEOUT_S, leased, waiting
 from .run import Run
 from .saving import CHECKPOINT_TIMEOUT_S
 from .texts import CODE_MAX, MESSAGE_MAX, describe
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from .workflow import Workflow
 
 _COUNT_MAX = 2**31 - 1
+#: Heartbeats in the time after which a step is taken for dead.
+_BEATS = 3
 #: Errors looked at in a chain of causes; one may lead back to itself.
 _CAUSES_MAX = 20
 
@@ -54,6 +58,8 @@ class StepContext:
         self._input_digest = digest(given)
         self._output_digest: str | None = None
         self._cancelled = threading.Event()
+        self._leases: Counter[str] = Counter()
+        self._heard_s = 0.0
         #: The dependency that failed, and the error by which it did.
         self._failed: tuple[str, BaseException] | None = None
         spec = workflow.kind.graph.spec(step_id)
@@ -83,6 +89,36 @@ class StepContext:
             raise SupersededError("a command has replaced this run")
         if self._cancelled.is_set():
             raise StepCancelledError("a command has cancelled this step")
+
+    def lease(
+        self, resource_id: str, *, amount: int = 1, priority: int = 0, timeout_s: float = LEASE_TIMEOUT_S
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold part of a resource that workflows share: `with ctx.lease("gpu"):`. The coordinator grants it, by the
+        time of asking and by priority. LeaseError when it does not, NotDeliveredError when the request cannot be made;
+        raises as `check` when the step is to end meanwhile."""
+        return self._leased(resource_id, amount, priority, timeout_s)
+
+    @contextlib.contextmanager
+    def _leased(self, resource_id: str, amount: int, priority: int, timeout_s: float) -> Iterator[None]:
+        nth = self._leases[resource_id]
+        self._leases[resource_id] += 1
+        try:
+            with leased(self, resource_id, amount=amount, priority=priority, timeout_s=timeout_s, nth=nth):
+                yield
+        finally:
+            self._leases[resource_id] -= 1
+
+    def waits_for(self, workflow_id: str) -> contextlib.AbstractContextManager[None]:
+        """Say that the step waits for another workflow: `with ctx.waits_for(other_id):` around the service's own wait.
+        Two that wait for each other are found, and one is given an error."""
+        return waiting(self, workflow_id)
+
+    def alive(self) -> None:
+        """While the client itself waits in a step: raises as `check`, and says in time that the step is alive."""
+        self.check()
+        if self._heartbeat_timeout_ms is not None and time.monotonic() >= self._heard_s:
+            self._heard_s = time.monotonic() + self._heartbeat_timeout_ms / 1000 / _BEATS
+            self.heartbeat()
 
     def output(self, value: Any) -> None:
         """Say what the step made, if it is JSON: its digest tells a run that repeats from one that progresses. What a

@@ -54,6 +54,7 @@ class Workflow:
         self._own_run = run
         self._client = client
         self.vault = client.vault
+        self.grants = client.grants
         self.saver = Saver(self)
         self._lock = threading.RLock()
         self._started: Delivery | None = None
@@ -125,6 +126,10 @@ class Workflow:
             if _seldom.due(kind):
                 log.warning("%s of %s: %s", kind.__name__, self.workflow_id, error)
             return None
+
+    def send_anyway(self, kind: type[R], run: Run, **fields: Any) -> None:
+        """As `emit`, also of a run that was replaced: for what is true of it all the same."""
+        self._client.outbox.send(self.vault.seal_texts(self.make(kind, **fields)), parent=run.trace)
 
     def announce(self, input_text: str) -> None:
         """WorkflowStarted, with the step graph. A workflow that cannot be announced is not begun."""
