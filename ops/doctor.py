@@ -9,10 +9,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from schemas.errors import KintsugiError
 from schemas.sealing import SECRET_BYTES
+
+if TYPE_CHECKING:
+    from ops.stack import Addresses
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _DISK_FREE_BYTES_MIN = 1024**3
@@ -44,7 +48,7 @@ def examine() -> list[Finding]:
         ("postgres", lambda: _postgres(at.postgres)),
         ("objects", lambda: _objects(at.objects)),
         ("keys", lambda: _keys(at.objects)),
-        ("policy", _policy),
+        ("policy", lambda: _policy(at)),
         ("decoder", _decoder),
     ]
     findings = []
@@ -203,11 +207,28 @@ def _keys(objects: str) -> Iterator[Finding]:
     yield Finding(check="keys", state=OK, found=f"{len(provider.names())} keys, current {kek_id}")
 
 
-def _policy() -> Iterator[Finding]:
-    from engine.policy import default_policy
+def _policy(at: Addresses) -> Iterator[Finding]:
+    """The policy that was applied last: whether it loads here, and is in force everywhere."""
+    from engine.policy import load_policy
+    from ops.policies import applied, partitions_of, reach_of
+    from schemas.errors import ConfigError
 
-    for warning in default_policy().warnings:
-        yield Finding(check="policy", state=WARN, found=warning, fix="choose another strategy, or accept its fallback")
+    newest = applied(at).newest
+    if newest is None:
+        yield Finding(check="policy", state=OK, found="none was applied: each process has the one it was started with")
+        return
+    try:
+        policy = load_policy(newest.text, f"version {newest.version}")
+    except ConfigError as error:
+        fix = "upgrade this installation, or apply one that it can read"
+        yield Finding(check="policy", state=FAIL, found=str(error)[:300], fix=fix)
+        return
+    reach = reach_of(newest, partitions_of(at))
+    found = f"version {newest.version} is in force in {len(reach.partitions)} of {reach.all} partitions"
+    state, fix = (OK, "") if reach.whole else (FAIL, "kintsugi policy apply --resume")
+    yield Finding(check="policy", state=state, found=found, fix=fix)
+    for warning in policy.warnings:
+        yield Finding(check="policy", state=WARN, found=warning, fix="kintsugi policy validate FILE")
 
 
 def _decoder() -> Iterator[Finding]:

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import yaml
 
 from consumers.history import History
 from consumers.policies import Applied
-from engine.policy import default_policy, default_text, load_policy
+from engine.policy import Policy, default_policy, default_text, load_policy
 from schemas.archive_format import Gap
 from schemas.codec import Codec
 from schemas.errors import ConfigError
@@ -48,17 +49,28 @@ class Rules:
         entry = (content.get("recovery_strategies") or {}).get(ladder)
         return None if entry is None else _yaml({ladder: entry})
 
+    def policy(self, version: str) -> Policy | None:
+        """The policy of this version, where it is known and loads."""
+        text = self._texts.get(version)
+        return None if text is None else _loaded(text)
+
     def _content(self, version: str) -> Row:
         text = self._texts.get(version)
         return {} if text is None else _parsed(text)
 
 
 @lru_cache(maxsize=64)
+def _loaded(text: str) -> Policy | None:
+    try:
+        return load_policy(text, "policy")
+    except ConfigError:
+        return None
+
+
+@lru_cache(maxsize=64)
 def _parsed(text: str) -> Row:
     """Nothing of a text that does not load: it was applied by another version."""
-    try:
-        load_policy(text, "policy")
-    except ConfigError:
+    if _loaded(text) is None:
         return {}
     content: Row = yaml.safe_load(text)[_ROOT] or {}
     return content
@@ -87,7 +99,8 @@ def explain(
         elif isinstance(record, RecoveryDecided):
             place = {"at": datetime.fromtimestamp(event.timestamp_us / 1e6, UTC), "offset": event.offset}
             error, kind = errors.get(record.error_id), classified.get(record.error_id)
-            yield {**place, **_decision(record, rules), **_error(record, error, kind)}
+            row = {**place, **_decision(record, rules), **_error(record, error, kind)}
+            yield {**row, "other_rules": _others(record, error, rules.policy(record.policy_version))}
 
 
 def _decision(record: RecoveryDecided, rules: Rules) -> Row:
@@ -108,6 +121,21 @@ def _decision(record: RecoveryDecided, rules: Rules) -> Row:
         "evidence": _json(record.evidence),
         "passed_over": _json(record.alternatives),
     }
+
+
+def _others(record: RecoveryDecided, error: WorkflowErrorOccurred | None, policy: Policy | None) -> list[Row] | None:
+    """The rules before the one that chose, and what of each did not fit; None where that cannot be said.
+
+    It cannot when the error was joined by another one since: what the ladder was chosen by is not all in this one.
+    """
+    if policy is None or error is None:
+        return None
+    asked = record.error_type, record.workflow_type, record.step_id, error.error_code, error.error_message or ""
+    ladder, _ = policy.ladder_for(*asked)
+    if ladder.name != record.ladder:
+        return None
+    passed = takewhile(lambda rule: rule.name != ladder.name, policy.rules)
+    return [{"rule": rule.name, "did_not_fit": rule.match.misses(*asked)} for rule in passed]
 
 
 def _error(record: RecoveryDecided, error: WorkflowErrorOccurred | None, kind: ErrorClassified | None) -> Row:

@@ -29,7 +29,7 @@ from schemas.registry import Registry
 from schemas.topics import COORDINATION, EVENTS, POLICIES
 
 from .audit import actor, now
-from .output import CONFLICT, PARTIAL, NotFoundError
+from .output import CONFLICT, PARTIAL, NotFoundError, printable
 from .policy_diff import Side
 from .publish import Publisher
 from .stack import Addresses
@@ -148,7 +148,7 @@ def enter(at: Addresses, side: Side, *, supersedes: Entry | None, reason: str) -
     mine = found.at(sequence)
     if mine is None or mine.void:
         winner = found.newest
-        who = "somebody" if winner is None else f"{winner.actor} ({winner.reason})"
+        who = "somebody" if winner is None else printable(f"{winner.actor} ({winner.reason})")
         version = "another policy" if winner is None else f"version {winner.version}"
         raise ConflictError(
             f"{who} applied {version} in between; yours was not applied. "

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from ..classify import ERROR_TYPES
 from ..recent import RECENT_MAX
-from ..strategies import STRATEGIES
 from .build import match_of
 from .file import Recovery, RecoveryRule, RuleRung, WorkflowErrorHandling
 from .matching import Match, Pattern
@@ -76,9 +75,6 @@ def remarks(parsed: WorkflowErrorHandling) -> Iterator[str]:
     matches = [match_of(rule) for rule in parsed.recovery_rules]
     for name, entry in _entries(parsed):
         path = f"recovery_strategies.{name}"
-        for strategy in dict.fromkeys(s for s in (entry.strategy, entry.fallback_strategy) if s is not None):
-            if strategy not in STRATEGIES:
-                yield _not_available(path, strategy)
         if "queue_for_later" in (entry.strategy, entry.fallback_strategy) and _below(entry.max_time, entry.queue_delay):
             yield f"{path}.max_time: {entry.max_time} ms pass before one queue_delay ({entry.queue_delay} ms) is over"
         whole = Match(error_type=Pattern(name))
@@ -87,15 +83,7 @@ def remarks(parsed: WorkflowErrorHandling) -> Iterator[str]:
                 yield f"{path}: never used: recovery_rules.{number} matches every error of this type"
                 break
     for number, rule in enumerate(parsed.recovery_rules):
-        path = f"recovery_rules.{number}"
-        for place, rung in enumerate(rule.ladder):
-            if rung.strategy not in STRATEGIES:
-                yield _not_available(f"{path}.ladder.{place}", rung.strategy)
-        yield from _spent_early(path, rule, parsed)
-
-
-def _not_available(path: str, strategy: str) -> str:
-    return f"{path}: {strategy} is not available in this version; its rung is passed over and every decision says so"
+        yield from _spent_early(f"recovery_rules.{number}", rule, parsed)
 
 
 def _entries(parsed: WorkflowErrorHandling) -> Iterator[tuple[str, Recovery]]:

@@ -86,6 +86,15 @@ class Match:
             and (self.message is None or (message != "" and self.message.fits(message[:MESSAGE_CHARS_MAX])))
         )
 
+    def misses(self, error_type: str, workflow_type: str, step_id: str, error_code: str, message: str) -> list[str]:
+        """What does not fit, in words; empty exactly when the error `fits`."""
+        texts = (error_type, workflow_type, step_id, error_code, message[:MESSAGE_CHARS_MAX])
+        return [
+            f"{name} {part.text!r}" if text or name != "message" else "no message that can be read"
+            for (name, part), text in zip(self.parts(), texts, strict=True)
+            if part is not None and not ((text or name != "message") and part.fits(text))
+        ]
+
     def covers(self, other: Match) -> bool:
         """Whether this fits whatever the other fits; a no may be wrong, as in `Pattern.covers`."""
         return all(

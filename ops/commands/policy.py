@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ops.stack import Addresses
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+#: Parts of a decision that are shown below the others.
+_APART = ("policy_text", "evidence", "passed_over", "other_rules")
 #: A change in a table shows so much of a value.
 _VALUE_CHARS_MAX = 100
 
@@ -331,13 +333,15 @@ def _show_decisions(rows: list[dict[str, Any]]) -> None:
     for number, row in enumerate(rows):
         if number:
             click.echo()
-        shown = {name: value for name, value in row.items() if name not in ("policy_text", "evidence", "passed_over")}
+        shown = {name: value for name, value in row.items() if name not in _APART}
         evidence = row["evidence"]
         if isinstance(evidence, dict):
             evidence = ", ".join(f"{name} {value}" for name, value in evidence.items())
         show_record({**shown, "evidence": evidence})
         for other in row["passed_over"] if isinstance(row["passed_over"], list) else ():
             click.echo(printable(f"  passed over: {other.get('strategy')}: {other.get('reason')}"))
+        for other in row["other_rules"] or ():
+            click.echo(printable(f"  rule {other['rule']} did not fit: {', '.join(other['did_not_fit'])}"))
         if row["policy_text"]:
             click.echo("  the policy says:")
             for line in row["policy_text"].splitlines():

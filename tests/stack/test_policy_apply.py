@@ -181,6 +181,7 @@ def test_a_policy_applied_while_recovery_runs_holds_from_its_place_on(
         assert first["policy_source"] == "the policy that ships"
         assert second["policy_source"] == "applied by ana: case 81"
         assert second["policy_text"].startswith("- name: slow-builds")
+        assert second["other_rules"] == []
         assert second["rule"] == "recovery_rules.slow-builds: error_type 'timeout', step 'b*': rung 1, try 1 of 4"
     audited = [json.loads(m.value() or b"") for m in topics.read(AUDIT) if b"policy.apply" in (m.value() or b"")]
     assert [(e["outcome"], e["subject"], e["reason"]) for e in audited] == [
@@ -240,6 +241,7 @@ def test_what_was_cut_short_is_finished_and_nothing_is_written_twice(
             finish(at, entry, quietly, again=False)
     assert caught.value.exit_code == 5
     assert cli("policy", "history")[1][0]["state"] == "in force in 0 of 8 partitions", "nobody could write it down"
+    assert policy_line(cli)["fix"] == "kintsugi policy apply --resume"
 
     file = tmp_path / "seven.json"
     file.write_text(text_of(7))
@@ -248,8 +250,15 @@ def test_what_was_cut_short_is_finished_and_nothing_is_written_twice(
     assert cli("policy", "history")[1][0]["state"] == "in force"
     assert places_of(topics, EVENTS, entry) == list(range(8))
     assert places_of(topics, COORDINATION, entry) == [0]
+    assert policy_line(cli)["state"] == "ok"
     assert cli("policy", "apply", "--resume")[0] == 0
     assert places_of(topics, EVENTS, entry) == list(range(8)), "there was nothing left to do"
+
+
+def policy_line(cli: Cli) -> dict[str, str]:
+    """What the doctor says about the policy."""
+    _, lines, _ = cli("doctor")
+    return next(line for line in lines if line["check"] == "policy")
 
 
 def places_of(topics: Topics, topic: str, entry: Entry) -> list[int]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from consumers.deadline import Deadline
+from consumers.log_reader import LogReader
 from consumers.memory import Memory
-from consumers.policies import NAME, NOTHING, Applied, Entry
+from consumers.policies import NAME, NOTHING, OFFSETS, Applied, Entry, read_policies
 from consumers.snapshots import Snapshots
 from engine.fold import evolve
 from engine.inforce import InForce
@@ -128,3 +132,67 @@ def test_a_snapshot_carries_what_is_in_force(tmp_path: Path) -> None:
     memory.restore(found.states, found.ended, found.in_force)
     assert memory.in_force.policy.timeouts.step_ms == 700
     assert (memory.in_force.sequence, memory.in_force.breakers.is_open("github")) == (3, True)
+
+
+class Message:
+    """A record of the topic, as the client library gives it."""
+
+    def __init__(self, offset: int, key: str, value: bytes | None) -> None:
+        self._parts = offset, key.encode(), value
+
+    def key(self) -> bytes:
+        return self._parts[1]
+
+    def value(self) -> bytes | None:
+        return self._parts[2]
+
+    def offset(self) -> int:
+        return self._parts[0]
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, 1_000
+
+
+class Log:
+    """A reader of one topic."""
+
+    def __init__(self, *values: tuple[str, bytes | None]) -> None:
+        self._messages = [Message(offset, key, value) for offset, (key, value) in enumerate(values)]
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        return {0: (0, len(self._messages))}
+
+    def read(self, topic: str, ranges: object) -> list[Message]:
+        return self._messages
+
+
+def test_entries_and_their_places_are_read_as_they_were_written() -> None:
+    written = entry(0, NOTHING, {0: 5, 3: 7}, coordinated=True)
+    log = Log((written.key, written.value()), (written.key + OFFSETS, written.offsets_value()))
+    [found] = read_policies(cast(LogReader, log)).entries
+    assert found == replace(written, written_ms=1_000)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"name": "other"}',
+        b'{"name": "recovery", "supersedes": "0"}',
+        b'{"name": "recovery"}',
+    ],
+)
+def test_what_is_no_entry_is_passed_over(value: bytes | None) -> None:
+    first, second = entry(0, NOTHING), entry(2, 0)
+    log = Log((first.key, first.value()), ("junk", value), (second.key, second.value()))
+    assert [e.sequence for e in read_policies(cast(LogReader, log)).entries if not e.void] == [0, 2]
+
+
+@pytest.mark.parametrize("value", [b"{}", b'{"sequence": 0, "offsets": [1]}', b'{"sequence": 9, "offsets": {"0": 1}}'])
+def test_places_that_are_not_of_the_entry_are_passed_over(value: bytes) -> None:
+    written = entry(0, NOTHING)
+    log = Log((written.key, written.value()), (written.key + OFFSETS, value))
+    assert read_policies(cast(LogReader, log)).entries[0].offsets == {}

@@ -71,6 +71,28 @@ def test_a_rule_matches_what_all_its_values_fit(match: dict[str, str], fits: boo
     assert why.startswith("recovery_rules.one: " if fits else "recovery_strategies.unknown_error: timeout has no entry")
 
 
+@pytest.mark.parametrize(
+    ("match", "misses"),
+    [
+        ({}, []),
+        ({"step": "b*", "message": "*RESET*"}, []),
+        (
+            {"step": "test", "error_code": "E4", "message": "reset"},
+            ["step 'test'", "error_code 'E4'", "message 'reset'"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(match: dict[str, str], misses: list[str]) -> None:
+    found = policy_of(rule(match=match)).rules[0].match
+    assert found.misses(*ERROR) == misses
+    assert found.fits(*ERROR) == (not misses)
+
+
+def test_a_message_that_cannot_be_read_is_said_to_be_why() -> None:
+    found = policy_of(rule(match={"message": "*"})).rules[0].match
+    assert found.misses("timeout", "t", "s", "c", "") == ["no message that can be read"]
+
+
 def test_the_first_rule_that_matches_counts_then_the_entry_of_the_type_then_that_of_unknown_errors() -> None:
     policy = policy_of(
         rule("narrow", match={"error_type": "timeout", "step": "build"}),
