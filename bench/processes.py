@@ -133,13 +133,13 @@ def environment(at: Addresses, folder: Path) -> dict[str, str]:
     return {**os.environ, **at.environment(), "KINTSUGI_OBJECTS": (folder / "objects").as_uri()}
 
 
-def stand_at_end(servers: str, group: str) -> None:
-    """Commit the log's end as a group's position, so that its role acts on nothing written before."""
+def stand_at_end(servers: str, group: str, topic: str = EVENTS) -> None:
+    """Commit the end of a topic as a group's position, so that its role acts on nothing written before."""
     consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False})
     try:
         ends = [
-            TopicPartition(EVENTS, p.partition, consumer.get_watermark_offsets(p, 10)[1])
-            for p in _partitions(consumer, EVENTS)
+            TopicPartition(topic, p.partition, consumer.get_watermark_offsets(p, 10)[1])
+            for p in _partitions(consumer, topic)
         ]
         consumer.commit(offsets=ends, asynchronous=False)
     finally:

@@ -45,14 +45,17 @@ class Edge:
         return self.by.work, -self.by.began_at, self.waiter
 
 
-def leads_back(leases: Leases, awaits: Awaits, start: str) -> bool:
-    """Whether waits lead from a workflow back to it, perhaps: cheap, and never wrongly no."""
+def leads_back(leases: Leases, awaits: Awaits, awaited: Mapping[str, int], start: str) -> bool:
+    """Whether waits lead from a workflow back to it, perhaps: cheap, and never wrongly no. `awaited`: by how many a
+    workflow is awaited."""
     held, waited = _steps(leases, start, granted=True), _steps(leases, start, granted=False)
     if not waited and start not in awaits:
         return False
     waiting = {item.step_id for item in awaits.get(start, {}).values()}.union(*waited.values())
     if any(waiting & held.get(resource_id, set()) for resource_id in waited):
         return True
+    if start not in awaited and not _is_wanted(leases, start):
+        return False  # most waits begin so: nobody waits for this workflow, and the way need not be gone
     expanded: set[str] = set()
     met, left = {start}, [start]
     while left:
@@ -75,6 +78,15 @@ def leads_back(leases: Leases, awaits: Awaits, start: str) -> bool:
             if other not in met:
                 met.add(other)
                 left.append(other)
+    return False
+
+
+def _is_wanted(leases: Leases, workflow_id: str) -> bool:
+    """Whether somebody waits for what a workflow holds, or comes after it in a queue."""
+    for lease in leases.of.get(workflow_id, {}).values():
+        waiting = leases.resources[lease.resource_id].waiting
+        if waiting and (lease.granted or waiting[-1] is not lease):
+            return True
     return False
 
 

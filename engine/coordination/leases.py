@@ -102,6 +102,8 @@ class Leases:
         self.strays = 0
         self.waiting_count = 0
         self.held_count = 0
+        #: Who was granted something since the last record began to be folded.
+        self.served: list[str] = []
         #: Who waits for more than one thing at once.
         self.entangled: set[str] = set()
         self._waits_of: dict[str, int] = {}
@@ -110,6 +112,7 @@ class Leases:
 
     def fold(self, record: Record, now_us: int, policy: Policy) -> Iterable[CoordinatorEffect]:
         """See `Component`."""
+        self.served.clear()
         if isinstance(record, LeaseAsked):
             return self._asked(record, now_us, policy)
         if isinstance(record, LeaseReturned):
@@ -293,6 +296,7 @@ class Leases:
         while resource.waiting and resource.used + resource.waiting[0].amount <= capacity:
             lease = resource.waiting[0]
             self._grant(resource, lease)
+            self.served.append(lease.workflow_id)
             effects.append(_granted(lease, cause, now_us))
         return effects
 

@@ -12,6 +12,7 @@ against it. A deadlock that a smaller capacity makes is left to the leases' own 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -19,8 +20,8 @@ from engine.effects import AppendTo, CoordinatorEffect
 from engine.policy import Policy
 from schemas.ids import derive_id
 from schemas.records import Record
-from schemas.records.coordination import CoordinationTimerFired, LeaseAsked, WaitSeen, WorkflowEnded
-from schemas.records.events import WorkflowErrorOccurred
+from schemas.records.coordination import CoordinationTimerFired, LeaseAsked, LeaseReturned, WaitSeen, WorkflowEnded
+from schemas.records.events import PolicyChanged, WorkflowErrorOccurred
 
 from . import Addressee, fact_for
 from .deadlock import Await, Edge, Played, leads_back
@@ -46,6 +47,7 @@ class Waits:
     def _clear(self) -> None:
         #: Per workflow: its awaits, by wait id.
         self.awaits: dict[str, dict[str, Await]] = {}
+        self._awaited: Counter[str] = Counter()
         self.awaits_count = 0
         self.deadlocks = 0
         #: Awaits beyond the bounds, through which no deadlock is found.
@@ -53,17 +55,17 @@ class Waits:
 
     def fold(self, record: Record, now_us: int, policy: Policy) -> Iterable[CoordinatorEffect]:
         """See `Component`. The leases have folded the record before."""
-        if isinstance(record, LeaseAsked):
-            return self._open(record, now_us, policy)
-        if isinstance(record, WaitSeen):
-            if record.awaited_id is None:
-                self._forget(record.workflow_id, record.wait_id)
-            elif self._keep(record, record.awaited_id):
-                return self._open(record, now_us, policy)
-        elif isinstance(record, WorkflowEnded):
+        if isinstance(record, WorkflowEnded):
             for wait_id in list(self.awaits.get(record.workflow_id, ())):
                 self._forget(record.workflow_id, wait_id)
-        return ()
+        elif isinstance(record, WaitSeen):
+            if record.awaited_id is None:
+                self._forget(record.workflow_id, record.wait_id)
+            else:
+                self._keep(record, record.awaited_id)
+        elif not isinstance(record, LeaseAsked | LeaseReturned | CoordinationTimerFired | PolicyChanged):
+            return ()
+        return self._open(record, now_us, policy)
 
     def due(self, now_us: int) -> Iterable[CoordinationTimerFired]:
         """See `Component`. Nothing here waits for a moment."""
@@ -90,46 +92,58 @@ class Waits:
         self._clear()
         self.deadlocks, self.overlooked = value["deadlocks"], value["overlooked"]
         for to, (wait_id, step_id, awaited_id, work, began_at) in value["awaits"]:
-            addressee = Addressee(*to)
-            self.awaits.setdefault(addressee.workflow_id, {})[wait_id] = Await(
-                addressee, wait_id, step_id, awaited_id, work, began_at
-            )
-            self.awaits_count += 1
-            self._leases.wait_began(addressee.workflow_id)
+            self._add(Await(Addressee(*to), wait_id, step_id, awaited_id, work, began_at))
 
-    def _keep(self, record: WaitSeen, awaited_id: str) -> bool:
+    def _keep(self, record: WaitSeen, awaited_id: str) -> None:
         own = self.awaits.get(record.workflow_id, {})
         new = record.wait_id not in own
         if new and (len(own) >= AWAITS_PER_WORKFLOW_MAX or self.awaits_count >= AWAITS_MAX):
             self.overlooked += 1
-            return False
-        if new:
-            self.awaits_count += 1
-            self._leases.wait_began(record.workflow_id)
-        self.awaits.setdefault(record.workflow_id, own)[record.wait_id] = Await(
-            Addressee.of(record), record.wait_id, record.step_id, awaited_id, record.work, record.began_at
-        )
-        return True
+            return
+        self._forget(record.workflow_id, record.wait_id)
+        to = Addressee.of(record)
+        self._add(Await(to, record.wait_id, record.step_id, awaited_id, record.work, record.began_at))
+
+    def _add(self, item: Await) -> None:
+        workflow_id = item.to.workflow_id
+        self.awaits.setdefault(workflow_id, {})[item.wait_id] = item
+        self._awaited[item.awaited_id] += 1
+        self.awaits_count += 1
+        self._leases.wait_began(workflow_id)
 
     def _forget(self, workflow_id: str, wait_id: str) -> None:
         own = self.awaits.get(workflow_id, {})
-        if own.pop(wait_id, None) is not None:
-            self.awaits_count -= 1
-            self._leases.wait_ended(workflow_id)
-            if not own:
-                del self.awaits[workflow_id]
+        item = own.pop(wait_id, None)
+        if item is None:
+            return
+        self.awaits_count -= 1
+        self._leases.wait_ended(workflow_id)
+        self._awaited[item.awaited_id] -= 1
+        if not self._awaited[item.awaited_id]:
+            del self._awaited[item.awaited_id]
+        if not own:
+            del self.awaits[workflow_id]
 
-    def _open(self, record: LeaseAsked | WaitSeen, now_us: int, policy: Policy) -> list[CoordinatorEffect]:
-        """Open every cycle that this record closed. Each takes a wait away, so there is an end."""
+    def _open(self, record: Record, now_us: int, policy: Policy) -> list[CoordinatorEffect]:
+        """Open every cycle that this record closed. Each takes a wait away, so there is an end.
+
+        A new wait closes one. So can, in a workflow several of whose steps wait, a grant or the end of a wish: one step
+        was counted on to give back what the other waited for.
+        """
         effects: list[CoordinatorEffect] = []
-        start, number = record.workflow_id, 0
-        while leads_back(self._leases, self.awaits, start):
+        number = 0
+        left = [record.workflow_id, *self._leases.served]
+        while left:
+            start = left.pop()
+            if not leads_back(self._leases, self.awaits, self._awaited, start):
+                continue
             played = Played(self._leases, self.awaits, start, policy)
             cycle = played.cycle(start)
-            if not cycle:
-                break
-            effects += self._break(cycle, played, record, number, now_us, policy)
-            number += 1
+            if cycle:
+                self._leases.served.clear()
+                effects += self._break(cycle, played, record, number, now_us, policy)
+                left += [start, *(edge.waiter for edge in cycle), *self._leases.served]
+                number += 1
         return effects
 
     def _break(
