@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests mostly wait for servers, so two processes take little more than half of the time, on two cores too.
 PROCESSES ?= 2
 
-.PHONY: help setup check test demo bench up down clean
+.PHONY: help setup check test scenarios demo bench up down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ check: $(STAMP) ## formatting, lint, types, import rule, schemas
 
 test: check ## everything CI runs: check, then all tests on the real stack
 	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
+
+scenarios: $(STAMP) ## play the labelled scenarios on the pure engine and print the report
+	$(BIN)/python -m tests.scenarios
 
 demo: $(STAMP) ## run the main job: 200 workflows, seeded faults, repaired on the real stack
 	$(BIN)/python -m examples.demo

@@ -116,6 +116,8 @@ class Expectation(_Part):
     commands: list[CommandName] | None = None
     #: Strategies of all decisions, in order.
     strategies: list[Strategy] | None = None
+    #: Steps in the order in which they were undone.
+    undone: list[str] | None = None
     trigger: str | None = None
     never: list[Annotated[Never, BeforeValidator(parse_never)]] = []
 
@@ -215,6 +217,7 @@ class Scenario(_Part):
         known = {step.step for step in self.graph}
         used = {*self.runs, *self.usage, *(self.path or ())}
         used |= {n for s in self.graph for n in (*(s.after or ()), *([s.alternative] if s.alternative else ()))}
+        used |= set(self.expect.undone or ())
         used |= {never.subject for never in self.expect.never if never.about_step}
         if unknown := used - known:
             raise ValueError(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.invariants import LogCheck
+from engine.state import WorkflowState
 from engine.strategies import MANUAL
 from engine.testing import World
 from engine.timers import next_due_us
@@ -140,31 +143,8 @@ class Player:
         )
 
     def _played(self) -> Played:
-        world = self.world
-        return Played(
-            end=self._end(),
-            errors=world.records(ErrorClassified),
-            error_codes=list({e.error_id: e.error_code for e in world.records(WorkflowErrorOccurred)}.values()),
-            decisions=world.records(RecoveryDecided),
-            commands=list(world.commands),
-            interventions=world.records(InterventionRequested),
-            warnings=len(world.records(ResourceLimitNear)),
-            runs=Counter({r.step_run_id: r.step_id for r in world.records(StepStarted)}.values()),
-            effects=self.service.effects,
-            undone=self.service.undone,
-            skipped=Counter(r.step_id for r in world.records(StepSkipped)),
-            findings=self._findings(),
-        )
-
-    def _end(self) -> str:
         state = self.world.states[self.service.reporter.workflow_id]
-        if state.terminal:
-            return state.status
-        for case in (state.cases or {}).values():
-            waits = case.attempt is not None and case.attempt.decision.strategy == MANUAL
-            if waits or case.intervention_id is not None:
-                return "waiting_for_human"
-        return "running"
+        return result_of(self.service, self.world.records, list(self.world.commands), end_of(state), self._findings())
 
     def _findings(self) -> list[str]:
         check = LogCheck(self.scenario.loaded_policy)
@@ -174,6 +154,41 @@ class Player:
         for command in self.world.commands:
             check.command(command, self.world.now_us)
         return [f"{f.rule}: {f.detail}" for f in check.findings(self.world.now_us) if f.rule not in _OF_SERVICES]
+
+
+def end_of(state: WorkflowState) -> str:
+    """How the workflow ended, or what it waits for."""
+    if state.terminal:
+        return state.status
+    for case in (state.cases or {}).values():
+        waits = case.attempt is not None and case.attempt.decision.strategy == MANUAL
+        if waits or case.intervention_id is not None:
+            return "waiting_for_human"
+    return "running"
+
+
+def result_of(
+    service: SimulatedService,
+    records: Callable[[type[Any]], list[Any]],
+    commands: list[Command],
+    end: str,
+    findings: list[str],
+) -> Played:
+    """What came of a scenario, by what is in the log and what its service counted."""
+    return Played(
+        end=end,
+        errors=records(ErrorClassified),
+        error_codes=list({e.error_id: e.error_code for e in records(WorkflowErrorOccurred)}.values()),
+        decisions=records(RecoveryDecided),
+        commands=commands,
+        interventions=records(InterventionRequested),
+        warnings=len(records(ResourceLimitNear)),
+        runs=Counter({r.step_run_id: r.step_id for r in records(StepStarted)}.values()),
+        effects=service.effects,
+        undone=service.undone,
+        skipped=Counter({r.event_id: r.step_id for r in records(StepSkipped)}.values()),
+        findings=findings,
+    )
 
 
 def play(scenario: Scenario) -> Played:
@@ -193,6 +208,7 @@ def judge(scenario: Scenario, played: Played) -> list[str]:
     hold("type", expect.type, played.first_type)
     hold("first", expect.first, played.decisions[0].strategy if played.decisions else None)
     hold("commands", expect.commands, [type(c).__name__ for c in played.commands])
+    hold("undone", expect.undone, list(played.undone))
     hold("strategies", expect.strategies, [d.strategy for d in played.decisions])
     if expect.trigger is not None:
         hold("trigger", expect.trigger, played.interventions[0].trigger if played.interventions else None)
