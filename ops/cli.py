@@ -22,10 +22,7 @@ COMMANDS = {
     "checkpoints": ("ops.commands.checkpoints:checkpoints", "List, show, prove, compare and export checkpoints."),
     "errors": ("ops.commands.errors:errors", "List errors, or show one with every repair that was tried."),
     "incidents": ("ops.commands.incidents:incidents", "List incidents, show one, look after one."),
-    "interventions": (
-        "ops.commands.interventions:interventions",
-        "List what people are asked, and answer.",
-    ),
+    "interventions": ("ops.commands.interventions:interventions", "List what people are asked, and answer."),
     "resources": ("ops.commands.resources:resources", "Show who holds what workflows share, and who waits."),
     "recover": ("ops.commands.recover:recover", "Plan one repair for many errors, and carry the plan out."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),

@@ -85,18 +85,20 @@ class Journal:
         self.path = plan_file.with_name(plan_file.name + ".done.jsonl")
         self._plan = plan
         self.lines: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            self._read()
+        data = self.path.read_bytes() if self.path.exists() else b""
+        self._read(data)
         self._file = self.path.open("ab")
-        if not self.lines and self._file.tell() == 0:
+        if data and not data.endswith(b"\n"):  # a run was killed while it wrote
+            self._file.write(b"\n")
+        if not data:
             self._write({"plan_id": plan.plan_id, "digest": plan.digest})
 
-    def _read(self) -> None:
-        for number, line in enumerate(self.path.read_bytes().splitlines()):
+    def _read(self, data: bytes) -> None:
+        for number, line in enumerate(data.splitlines()):
             try:
                 found = orjson.loads(line)
             except ValueError:
-                continue  # the last line of a run that was killed while it wrote
+                continue  # what was cut short was about an item that is asked for again
             if number == 0 and found.get("plan_id") != self._plan.plan_id:
                 raise RefusedError(f"{self.path} belongs to another plan")
             if "error_id" in found:
