@@ -14,8 +14,13 @@ from kintsugi_client import Client
 
 from ops.stack import Addresses
 from schemas.keys import KeyRing
-from schemas.records.commands import ScaleResources
-from schemas.records.events import CheckpointCreated, WorkflowCompleted, WorkflowErrorOccurred
+from schemas.records.commands import RetryStep, ScaleResources
+from schemas.records.events import (
+    CheckpointCreated,
+    InterventionPointReached,
+    WorkflowCompleted,
+    WorkflowErrorOccurred,
+)
 from tests.unit.docs.pages import ROOT, blocks, text_of
 
 from .client_kit import Desk, state_of
@@ -70,6 +75,7 @@ def test_the_page_is_right(
     run(session, '@imports.on("RetryStep")', {"run(imports.begin": "begin_import = lambda: run(imports.begin"})
     run(session, "orders = client.workflow_type(")
     run(session, '@shipping.migration("1", "2")')
+    run(session, "shop = client.workflow_type(")
     client: Client = session["client"]
     assert client.listen()
 
@@ -87,6 +93,18 @@ def test_the_page_is_right(
     migrated = session["shipping"].migrations.run({"name": "Ada Lovelace", "weight": 5}, "1", "3")
     assert migrated.data == {"first": "Ada", "last": "Lovelace", "weight": {"value": 5, "unit": "kg"}}
 
+    shop = session["shop"].start({"price": 5})
+    of = {shop.workflow_id}
+    (reached,) = wait_for("its intervention point", lambda: topics.events(InterventionPointReached, of))
+    assert reached.reason == "May it be charged?"
+    wait_for("its checkpoint", lambda: topics.events(CheckpointCreated, of))
+    passed = desk.build(
+        RetryStep, shop.workflow_id, "shop", step_id="charge", approved=True, **desk.where(shop.workflow_id)
+    )
+    desk.send(passed)
+    wait_for("its completion", lambda: topics.events(WorkflowCompleted, of))
+    assert sorted(shop.data) == ["price", "receipt", "reserved"]
+
     session["begin_import"]()
     run(session, "import asyncio")
     for resource, ends in (("memory", "succeeded"), ("disk", "failed")):
@@ -96,6 +114,8 @@ def test_the_page_is_right(
     run(session, "sealed = Client.connect(", places(tmp_path))
     with session["sealed"] as sealed:
         assert sealed.workflow_type("sealed").begin().checkpoint()
+    run(session, "renderer = Client.connect(")
+    session["renderer"].close()
     run(session, "small = Client.connect(")
     run(session, "undelivered = client.close()")
     assert capsys.readouterr().out == ""

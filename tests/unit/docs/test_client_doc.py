@@ -58,6 +58,6 @@ def test_the_order_in_which_the_buffer_refuses_is_the_codes() -> None:
 
 def test_the_code_on_the_page_compiles() -> None:
     code = [block.body for block in blocks(PAGE) if block.language == "python"]
-    assert len(code) == 9
+    assert len(code) == 11
     for body in code:
         compile(body, "docs/client.md", "exec")
