@@ -24,7 +24,19 @@ from .machine import facts
 
 RESULTS = Path(__file__).parent / "results"
 #: One module each. The log only grows: those that start a role, which reads it first, come before the big writers.
-NAMES = ("engine", "timer", "deadlock", "failover", "latency", "arrival", "checkpoint", "restore", "projection", "scrub")
+NAMES = (
+    "engine",
+    "timer",
+    "deadlock",
+    "failover",
+    "latency",
+    "storm",
+    "arrival",
+    "checkpoint",
+    "restore",
+    "projection",
+    "scrub",
+)
 _HOME = Path(__file__).parents[1] / ".kintsugi" / "bench"
 
 

@@ -33,7 +33,7 @@ class Failing(NamedTuple):
     after: Ready
 
 
-def failing(codec: Codec) -> Failing:
+def failing(codec: Codec, dependency: str | None = None) -> Failing:
     """TIMEOUT is answered by the shipped policy at once: no backoff is part of what is measured."""
     workflow_id, run_id, error_id = (str(uuid.uuid4()) for _ in range(3))
     started = build(WorkflowStarted, workflow_id, workflow_version="1", steps=(StepSpec(step_id="build"),))
@@ -48,6 +48,7 @@ def failing(codec: Codec) -> Failing:
         error_message="the build did not answer within 300 s",
         stack_trace=_STACK,
         detected_by="service",
+        dependency=dependency,
     )
     before = (ready(codec, started), ready(codec, step))
     return Failing(error_id, before, ready(codec, error), ready(codec, build(WorkflowCompleted, workflow_id)))
