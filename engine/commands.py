@@ -18,6 +18,8 @@ from .state import Attempt, CheckpointRef, WorkflowState
 
 #: Commands that begin a run: they carry its epoch.
 BEGINNING = frozenset(name for name, kind in COMMAND_TYPES.items() if "epoch" in kind.__dataclass_fields__)
+#: Commands that go on from where the workflow stands, for one step; the others go back.
+_GOING_ON = frozenset({"RetryStep", "SkipStep", "RunAlternativePath"})
 
 
 def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy: Policy) -> Command:
@@ -69,8 +71,8 @@ def command_of(attempt: Attempt, state: WorkflowState, cause: Delivered, policy:
 
 
 def _moved_on(state: WorkflowState, decision: RecoveryDecided) -> CheckpointRef | None:
-    """Another branch went on while the retry of a step waited: what it has done is not done again."""
-    if decision.command_type != "RetryStep" or decision.error_type == STATE_CORRUPTION:
+    """Another branch went on while the command waited: what it has done is not done again."""
+    if decision.command_type not in _GOING_ON or decision.error_type == STATE_CORRUPTION:
         return None
     if decision.checkpoint_offset is None:
         return None

@@ -59,7 +59,7 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
             message=record.error_message[:MATCHED_CHARS_MAX],
             fingerprint=fingerprint(record),
             dependency=record.dependency,
-            unsure=_unsure(record),
+            unsure=_unsure(record, run),
             approved=approved,
         )
         state.cases = {**(state.cases or {}), case.error_id: case}
@@ -73,7 +73,7 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         if not case.undoing:  # a compensation that fails is a failure of the rollback, not an error of another kind
             case.error_type, case.severity = kind.error_type, kind.severity
             case.error_code, case.message = record.error_code, record.error_message[:MATCHED_CHARS_MAX]
-            case.unsure, case.reconciled = _unsure(record), ""
+            case.unsure, case.reconciled = _unsure(record, run), ""
         _end(state, case, attempt, "failed", f"{record.error_code} again")
         return True
     state.transitions = (Transition("again", case),)
@@ -100,11 +100,9 @@ def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred) -> Cas
     return None
 
 
-def _unsure(record: WorkflowErrorOccurred) -> bool:
-    """Whether the run that the error ended may have taken effect: nobody saw its end."""
-    return record.reason == OUTCOME_UNKNOWN or (
-        record.detected_by == "detector:timeout" and record.step_run_id is not None
-    )
+def _unsure(record: WorkflowErrorOccurred, run: StepRun | None) -> bool:
+    """Whether the run that the error ended may have taken effect: nobody saw its end, or it was found at work."""
+    return record.reason == OUTCOME_UNKNOWN or (run is not None and record.detected_by != "service")
 
 
 def _fail_run(state: WorkflowState, record: WorkflowErrorOccurred) -> StepRun | None:

@@ -15,6 +15,8 @@ _REPEATING = frozenset(
 )
 #: Commands that go back to the state of a checkpoint, and run what completed after it again.
 _RESTORING = frozenset({"RetryStep", "ResumeFromCheckpoint", "RunAlternativePath"})
+#: Commands that give up whatever else is at work. A retry leaves other branches alone.
+_REPLACING = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RunAlternativePath", "RollbackTo"})
 
 
 class Unknowable:
@@ -33,13 +35,17 @@ def checked(state: WorkflowState, case: Case, plan: Plan) -> Plan | Unavailable 
     first = _settle_outcome(state, case)
     if first is not None:
         return first
+    steps = state.graph.steps
+    if plan.command_type in _REPLACING:
+        at_work = [steps[n] for n in state.runs or () if steps[n].step_id != case.step_id and not steps[n].idempotent]
+        if at_work:
+            return Unknowable(f"step {at_work[0].step_id!r} is at work, would be given up, and is not idempotent")
     if plan.command_type == "RestartWorkflow":
         since = -1
     elif plan.command_type in _RESTORING and plan.checkpoint is not None:
         since = plan.checkpoint.offset
     else:
         return plan
-    steps = state.graph.steps
     repeated = [steps[n].step_id for n in state.effects_after(since) if not steps[n].idempotent]
     if repeated:
         return Unavailable(f"it would run step {repeated[0]!r} a second time, which is not idempotent")
