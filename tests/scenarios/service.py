@@ -141,6 +141,7 @@ class SimulatedService(Steps):
         elif isinstance(command, SkipStep):
             for step_id in (command.step_id, *command.dependants):
                 run.completed.append(step_id)
+                self._checkpoint(run, step_id, "step_complete")
                 self._emit(run, StepSkipped, step_id=step_id, reason=command.reason, command_id=command.command_id)
             self._settle(run, "succeeded")
         self.clock.after(REACTS_MS, lambda: self._go_on(run))
