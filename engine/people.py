@@ -179,8 +179,10 @@ def plan_for(
     point = case.error_type == POINT
     if point and decision in (RETRY, RETRY_EDITED):
         return Unavailable("the step waits to be let pass: approve does that")
-    if not point and decision == APPROVE and case.approved:
-        return Unavailable("the step was let pass already: retry runs it again")
+    if not point and decision == APPROVE:
+        spec = state.graph.spec(case.step_id)
+        if case.approved or spec is None or not spec.intervention_point:
+            return Unavailable("the step waits for nobody's approval: retry runs it again")
     if decision in (APPROVE, RETRY_EDITED) and not case.step_id:
         return Unavailable("the error is about no step")
     return plan_of(state, case, policy, STRATEGY_OF[decision], parameters)

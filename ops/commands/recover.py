@@ -33,7 +33,7 @@ _SHOWN_MAX = 20
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=LIMIT_DEFAULT, show_default=True, help="Errors at most."
 )
-@click.option("--execute", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Carry this plan out.")
+@click.option("--execute", type=click.Path(path_type=Path), help="Carry this plan out.")
 @click.option("--reason", help="Why; required. Goes into the log and to the audit log.")
 @click.option("--rate", default="10/s", show_default=True, help="Requests a second at most.")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -142,7 +142,7 @@ def test_a_request_says_what_can_be_done_and_what_it_is_about() -> None:
     bare.start("alone")
     bare.fail("alone")
     give_up(bare)
-    assert set(newest(bare).options) == {"approve", "retry", "retry_edited", "skip", "cancel", "escalate"}
+    assert set(newest(bare).options) == {"retry", "retry_edited", "skip", "cancel", "escalate"}
 
 
 @pytest.mark.parametrize(
