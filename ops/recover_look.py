@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from consumers.log_reader import LogReader
+from consumers.policies import read_policies
 from engine.by_hand import plan_of
 from engine.events import Delivered
 from engine.fold import evolve
@@ -141,7 +142,7 @@ def look(
 ) -> dict[str, Seen]:
     """Fold these workflows, one pass over each of their partitions. RetriableError when Kafka is away.
 
-    `policy` is the one processes are started with; a change that stands in the part of the log that is read counts.
+    `policy` is the one processes are started with; those that were applied count from their places on.
     """
     by_partition: dict[int, dict[bytes, Seen]] = {}
     first: dict[int, int] = {}
@@ -156,9 +157,12 @@ def look(
     with Registry(at.registry) as registry:
         codec = Codec(registry)
         history = history_of(at, log)
-        bounds = history.bounds()
+        bounds, applied = history.bounds(), read_policies(log)
         for number, (partition, workflows) in enumerate(sorted(by_partition.items())):
             on_progress(number, len(by_partition))
+            before = applied.before(partition, first[partition])
+            if before is not None:
+                next(iter(workflows.values())).in_force.restore(before.text, before.sequence)
             for record in history.read({partition: (first[partition], bounds[partition].end)}, on_gap=on_gap):
                 _take(codec, partition, record, workflows)
     on_progress(len(by_partition), len(by_partition))
