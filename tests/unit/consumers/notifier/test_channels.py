@@ -135,6 +135,7 @@ def test_what_is_refused_is_not_tried_again(http: HttpReceiver, status: int) -> 
         (format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True), 50, 100),
         ("-3", 0, 0),
     ],
+    ids=["seconds", "parts of a second", "a date", "in the past"],
 )
 def test_the_channel_says_when_to_come_again(http: HttpReceiver, value: str, least: float, most: float) -> None:
     http.default = Answer(429, "rate_limited", {"retry-after": value})
