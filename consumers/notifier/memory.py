@@ -141,12 +141,15 @@ class Memory:
         line = None if incident is None else incident.lines.get(fact.channel)
         if incident is None or line is None:
             return
-        told = self._unsettled.pop(fact.notification_id, None)
-        if told is not None:
+        told = self._unsettled.get(fact.notification_id)
+        if told is not None and told in line.waiting:
             line.busy = False
             # One after the other: what came before it was dropped by the owner that told this, without a fact.
-            while (before := line.waiting.popleft()) is not told:
-                del self._unsettled[before.notification_id]
+            while (settled := line.waiting.popleft()) is not told:
+                del self._unsettled[settled.notification_id]
+            del self._unsettled[told.notification_id]
+        elif fact.outcome != "delivered":
+            return  # another owner gave up what was settled before
         if fact.kind == TRIGGER:
             line.open = fact.outcome == "delivered"
             line.maybe = not line.open and fact.tries > 0

@@ -64,6 +64,7 @@ class Notifier:
         self._codec = codec
         self._outbox = outbox
         self._clock = clock
+        self._keyed = [name for name, channel in channels.items() if channel.keyed]
         self._results: SimpleQueue[Result] = SimpleQueue()
         self._couriers = {name: Courier(channel, self._results.put, pace) for name, channel in channels.items()}
         self._memories: dict[int, Memory] = {}
@@ -77,7 +78,7 @@ class Notifier:
         """Read from the log's beginning; what stands before the group's position is not told again."""
         self.lost([log.partition])
         effects_from = log.low if log.committed is None or log.committed > log.high else log.committed
-        memory = Memory(log.partition, effects_from=effects_from, high=log.high, keyed=_KEYED)
+        memory = Memory(log.partition, effects_from=effects_from, high=log.high, keyed=self._keyed)
         memory.next_offset = log.low
         self._memories[log.partition] = memory
         self._read_at_s[log.partition] = time.monotonic()

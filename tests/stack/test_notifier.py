@@ -15,15 +15,22 @@ from typing import Any
 import pytest
 
 from ops.stack import Addresses
-from schemas.records.events import IncidentChanged, NotificationDelivered
+from schemas.records.events import (
+    IncidentChanged,
+    InterventionClaimed,
+    InterventionRequested,
+    InterventionResolved,
+    NotificationDelivered,
+)
 
 from ..receivers import HANG, Answer, HttpReceiver, SmtpReceiver
 from ..unit.consumers.notifier.kit import incident
-from .kit import Role, Topics, stand_at_end, wait_for
+from .kit import Role, Topics, build, failing, stand_at_end, wait_for
 
 WEBHOOK = "/services/T0canary/B0canary/s3cr3tcanary"
 KEY = "c4n4ryc4n4ryc4n4ryc4n4ryc4n4ry00"
 ALL = ("slack", "email", "pagerduty")
+POLICY = str(Path(__file__).with_name("tell_people.yaml"))
 
 
 @pytest.fixture
@@ -195,6 +202,36 @@ def test_killed_in_the_middle_it_opens_no_second_page_and_closes_it_once(
     assert [actions(pagerduty, it).count("resolve") for it in its] == [1, 1, 1]
     assert [actions(pagerduty, it)[-2:] for it in its] == [["resolve", "trigger"]] * 3
     assert role.stop() == 0
+
+
+def test_who_waits_for_a_human_pages_one_and_is_over_with_the_answer(
+    topics: Topics,
+    start: Callable[..., Role],
+    notify: Callable[..., Role],
+    slack: HttpReceiver,
+    pagerduty: HttpReceiver,
+) -> None:
+    """Through all roles: an error that only a human can mend, who takes it, and mends it."""
+    start("recovery", "--policy", POLICY).wait_log("partitions assigned")
+    start("coordinator", "--policy", POLICY).wait_log("partitions assigned")
+    notify().wait_log("partitions assigned")
+    workflow_id = str(uuid.uuid4())
+    topics.put(*failing(workflow_id, code=f"Unheard{workflow_id[:8]}"))
+    (asked,) = wait_for("a request", lambda: topics.events(InterventionRequested, {workflow_id}))
+    it = asked.intervention_id
+    wait_for("a page", lambda: [e["event_action"] for e in pagerduty.documents()] == ["trigger"])
+    topics.put(build(InterventionClaimed, workflow_id, intervention_id=it, actor="ann", reason="mine"))
+    wait_for("its owner", lambda: [e["event_action"] for e in pagerduty.documents()] == ["trigger", "acknowledge"])
+    answer = {"error_id": asked.error_id, "step_id": "build", "decision": "cancel", "actor": "ann", "reason": "gone"}
+    topics.put(build(InterventionResolved, workflow_id, intervention_id=it, **answer))
+    wait_for("its end", lambda: [e["event_action"] for e in pagerduty.documents()][2:] == ["resolve"])
+    assert len({e["dedup_key"] for e in pagerduty.documents()}) == 1
+    wait_for("Slack", lambda: len(slack.documents()) == 3)
+    first, second, third = (document["text"] for document in slack.documents())
+    assert second.startswith("Acknowledged: ")
+    assert third.startswith("Resolved: ")
+    assert "1 workflow" in first
+    assert "it failed" not in str(slack.documents()), "messages quote no error"
 
 
 def test_a_hung_slack_keeps_no_mail_waiting(

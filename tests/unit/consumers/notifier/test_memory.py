@@ -222,6 +222,23 @@ def test_a_fact_of_another_settles_what_is_on_its_way(log: Log) -> None:
     assert told(log.put(incident(2, channels=("slack",), state="resolved"))) == [("slack", "resolve")]
 
 
+def test_who_gives_up_what_another_has_told_changes_nothing(log: Log) -> None:
+    (page,) = log.put(incident(1, channels=("slack",)))
+    log.tell(page)
+    log.tell(page, "given_up")
+    log.now_us += RENEW_US
+    assert log.put(incident(2, channels=("slack",))) == []
+
+
+def test_a_fact_that_names_another_channel_settles_nothing(log: Log) -> None:
+    slack, mail = log.put(incident(1, channels=("slack", "email")))
+    log.put(fact(slack.notification_id, "email", "trigger"))
+    assert log.memory.wanted(slack.notification_id) is slack
+    assert log.memory.wanted(mail.notification_id) is mail
+    log.tell(slack)
+    assert log.memory.position == 0
+
+
 def test_memory_is_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INCIDENTS_MAX", 10)
     monkeypatch.setattr(module, "ENDED_MAX", 5)

@@ -41,6 +41,7 @@ class Recorded:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.keyed = name == "pagerduty"
         self.sent: list[tuple[str, str]] = []
         self.script: deque[Exception] = deque()
 
