@@ -87,7 +87,7 @@ class Watch:
             )
         )
 
-    def hold(self, who: int) -> list[Record]:
+    def hold(self, who: int, breaker: str = KEY) -> list[Record]:
         """A workflow's repair is held."""
         return self.fold(
             RepairWaiting(
@@ -95,7 +95,7 @@ class Watch:
                 partition=who % 8,
                 error_id=error(who),
                 attempt_id=derive_id(error(who), "attempt", self.number),
-                breaker=KEY,
+                breaker=breaker,
                 fingerprint="f" * 16,
                 dependency="payments",
             )

@@ -6,13 +6,16 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.coordination import breakers as module
-from engine.coordination.waves import WAVE_MAX
+from engine.coordination.breakers import Breakers
+from engine.coordination.waves import STEADY_WAVES, WAVE_MAX, Breaker
 from engine.coordination.windows import KEYS_MAX, Windows
 from engine.policy.model import Storms
 from schemas.records.coordination import FailureSeen
-from schemas.records.events import BreakerChanged, RepairReleased
+from schemas.records.events import BreakerChanged, IncidentChanged, RepairReleased
 
 from .kit import workflow
 from .storm_kit import KEY, STORMS, Watch, error, of, released
@@ -23,6 +26,15 @@ NUMBERS = {workflow(number): number for number in range(5_000)}
 @pytest.fixture
 def watch() -> Watch:
     return Watch()
+
+
+def opened(watch: Watch) -> Breaker:
+    """The breaker of the target, which is not closed."""
+    breakers = watch.coordinator.components[0]
+    assert isinstance(breakers, Breakers)
+    found = breakers.get(KEY)
+    assert found is not None
+    return found
 
 
 def waves(watch: Watch, *, bears: int = WAVE_MAX, seconds: int = 600) -> list[int]:
@@ -39,8 +51,7 @@ def waves(watch: Watch, *, bears: int = WAVE_MAX, seconds: int = 600) -> list[in
             else:
                 watch.fail(NUMBERS[workflow_id])
                 watch.hold(NUMBERS[workflow_id])
-        breaker = watch.coordinator.components[0].get(KEY)  # type: ignore[attr-defined]
-        if breaker is None or not breaker.waiting:
+        if not opened(watch).waiting:
             break
     return sizes
 
@@ -300,3 +311,120 @@ def test_windows_are_bounded(watch: Watch) -> None:
     again = Windows()
     again.load(windows.dump())
     assert again.dump() == windows.dump()
+
+
+def test_a_repair_that_is_held_again_waits_once(watch: Watch) -> None:
+    watch.storm(6)
+    watch.hold(0)
+    waves(watch)
+    assert sorted(released(watch.said)) == sorted(workflow(n) for n in range(6))
+    assert released(watch.said)[-1] == workflow(0), "it is at the end of the queue"
+
+
+def test_a_wave_that_is_not_filled_is_no_reason_for_a_larger_one(watch: Watch) -> None:
+    watch.storm(5)
+    assert waves(watch) == [2, 3]
+    breaker = opened(watch)
+    assert (breaker.size, breaker.released) == (4, 3)
+    watch.wait(2)
+    for who in range(10, 30):
+        watch.hold(who)
+    assert len(released(watch.wait(0.1))) == 4
+
+
+def test_a_small_limit_is_raised_after_many_good_waves(watch: Watch) -> None:
+    watch.storm(1_000)
+    assert waves(watch, bears=10, seconds=8) == [2, 4, 8, 16]
+    assert opened(watch).limit == 12
+    sizes = []
+    while opened(watch).limit == 12:
+        sizes.append(len(going := released(watch.wait(1))))
+        for workflow_id in going:
+            watch.end(NUMBERS[workflow_id])
+    assert max(sizes) == 12
+    assert sizes.count(12) == STEADY_WAVES
+    assert opened(watch).limit == 14
+
+
+def test_what_is_remembered_is_bounded(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLYING_MAX", 1)
+    monkeypatch.setattr(module, "CLOSED_MAX", 1)
+    watch.storm(6)
+    watch.wait(3)
+    assert len(opened(watch).flying) == 1
+    for key in ("dependency:one", "dependency:two", "dependency:one"):
+        assert [type(r) for r in watch.hold(90, breaker=key)] == [BreakerChanged, RepairReleased]
+
+
+def test_no_more_breakers_open_than_partitions_remember(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OPEN_MAX", 1)
+    for dependency in ("one", "two"):
+        for who in range(5):
+            watch.fail(who, dependency=dependency)
+    assert [r.breaker for r in watch.told(BreakerChanged)] == ["dependency:one"]
+    breakers = watch.coordinator.components[0]
+    assert isinstance(breakers, Breakers)
+    assert (breakers.open_count, breakers.waiting_count) == (1, 0)
+
+
+def test_a_key_that_was_forgotten_is_no_storm() -> None:
+    assert not Windows().storming("dependency:payments", 0, STORMS)
+
+
+move = st.one_of(
+    st.tuples(st.sampled_from(("fail", "hold", "recover", "close", "ask", "answer")), st.integers(0, 30)),
+    st.tuples(st.just("wait"), st.sampled_from((1, 7, 70, 700))),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(move, max_size=120))
+def test_whatever_comes_nothing_is_let_go_that_does_not_wait_and_nothing_is_forgotten(
+    moves: list[tuple[str, int]],
+) -> None:
+    watch, other = Watch(), Watch()
+    held: set[str] = set()
+    for what, number in moves:
+        for each in (watch, other):
+            began = len(each.said)
+            if what == "hold":
+                each.hold(number)
+            elif what == "wait":
+                each.wait(number)
+            else:
+                _do(each, what, number)
+            if each is other:
+                each.again()
+                continue
+            if what == "hold":
+                held.add(workflow(number))
+            for record in each.said[began:]:
+                if isinstance(record, RepairReleased):
+                    assert record.workflow_id in held
+                    held.discard(record.workflow_id)
+            if what in ("recover", "close"):
+                held.discard(workflow(number))
+    assert watch.said == other.said
+    revisions: dict[str, int] = {}
+    for incident in watch.told(IncidentChanged):
+        assert incident.revision == revisions.get(incident.incident_id, 0) + 1
+        revisions[incident.incident_id] = incident.revision
+    began = len(watch.said)
+    for number in range(31):
+        watch.end(number, "closed")
+    watch.wait(3_600)
+    assert not released(watch.said[began:])
+    assert watch.coordinator.dump()["components"]["breakers"]["open"] == []
+
+
+def _do(watch: Watch, what: str, number: int) -> None:
+    if what == "fail":
+        watch.fail(number)
+    elif what == "recover":
+        watch.end(number)
+    elif what == "close":
+        watch.end(number, "closed")
+    elif what == "ask":
+        watch.ask(number)
+    else:
+        watch.ask(number, "ended")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.coordination import incidents as module
-from engine.coordination.incidents import OTHERS, PAGE_AFFECTED, SAMPLES_MAX
+from engine.coordination.incidents import OTHERS, PAGE_AFFECTED, SAMPLES_MAX, Incidents
 from engine.effects import AppendTo
 from schemas.records.events import IncidentChanged
 
@@ -183,6 +185,37 @@ def test_what_an_operator_resolved_opens_again_only_for_something_new(watch: Wat
     assert (said.state, said.page, said.revision) == ("open", True, 1)
     watch.ask(3, "ended")
     assert incident(watch.said).state == "open", "the breaker is open still"
+
+
+def test_resolving_by_hand_forgets_who_was_asked(watch: Watch) -> None:
+    watch.ask(1)
+    watch.note(incident(watch.said).incident_id, "resolve")
+    assert watch.ask(1, "ended") == []
+    assert watch.ask(2, "claimed") == []
+    incidents = watch.coordinator.components[1]
+    assert isinstance(incidents, Incidents)
+    assert incidents.open_count == 0
+
+
+def test_a_moment_that_has_passed_twice_counts_once(watch: Watch) -> None:
+    watch.storm()
+    early = [f for f in watch.coordinator.due(watch.now_us + 119_000_000) if f.kind == "incident"]
+    assert not early, "it pages after two minutes"
+    moments = [f for f in watch.coordinator.due(watch.now_us + 120_000_000) if f.kind == "incident"]
+    watch.now_us += 120_000_000
+    assert incident(watch.fold(moments[0])).page
+    assert watch.fold(replace(moments[0], event_id=workflow(1))) == []
+
+
+def test_the_end_of_a_storm_that_an_operator_resolved_is_no_news(watch: Watch) -> None:
+    watch.storm()
+    watch.note(incident(watch.said).incident_id, "resolve")
+    told = len(watch.told(IncidentChanged))
+    for who in range(5):
+        watch.end(who)
+    watch.wait(100)
+    assert watch.states[-1] == "closed"
+    assert len(watch.told(IncidentChanged)) == told
 
 
 def test_the_worst_severity_counts(watch: Watch) -> None:
