@@ -193,10 +193,13 @@ def _steps_of(command: Beginning) -> tuple[str, ...]:
 
 
 def _skip(command: SkipStep, workflow: Workflow, run: Run) -> None:
-    run.completed.append(command.step_id)
+    """The step is left out, and with it the steps that the command names because they need it."""
+    skipped = [step_id for step_id in (command.step_id, *command.dependants) if step_id not in run.completed]
+    run.completed.extend(skipped)
     workflow.saver.automatic(command.step_id, "step_complete", run)
     reason = clean(command.reason, MESSAGE_MAX)
-    workflow.tell(StepSkipped, run, step_id=command.step_id, reason=reason, command_id=run.command_id)
+    for step_id in skipped:
+        workflow.tell(StepSkipped, run, step_id=step_id, reason=reason, command_id=run.command_id)
     run.settle("succeeded")
 
 

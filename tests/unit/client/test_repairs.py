@@ -197,6 +197,18 @@ def test_a_skip_without_result_goes_on_whatever_the_reconciliation_says(
     assert "receipt" not in last_state(service)["data"]
 
 
+def test_steps_that_need_a_skipped_one_are_left_out_with_it(service: Service, shop: Shop) -> None:
+    workflow = shop.failed_workflow("charge")
+    received = shop.send(
+        SkipStep, workflow, step_id="charge", result="{}", dependants=("ship",), **shop.where(workflow)
+    )
+    shop.completed(workflow)
+    assert service.answer(received) == ("succeeded", None)
+    assert shop.ran == ["reserve", "charge"]
+    assert [s.step_id for s in service.of(StepSkipped)] == ["charge", "ship"]
+    assert last_state(service)["completed_steps"] == ["reserve", "charge", "ship"]
+
+
 def test_an_empty_result_skips_without_asking(service: Service, shop: Shop) -> None:
     workflow = shop.failed_workflow("charge")
     shop.took_effect = ValueError("the ledger is away")
