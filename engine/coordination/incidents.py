@@ -261,8 +261,8 @@ class Incidents:
     def _opened(self, key: str, kind: str, record: FailureSeen | InterventionSeen, now_us: int) -> Incident:
         incident = Incident(
             key=key,
-            # Its number is the moment: no two of one key are alike, even past a loss of what is remembered here.
-            incident_id=derive_id(key, "incident", now_us),
+            # From what opened it: no two of one key are alike, even past a loss of what is remembered here.
+            incident_id=derive_id(record.event_id, f"incident|{key}"),
             kind=kind,
             step_id=record.step_id,
             error_type=record.error_type,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.coordination import breakers as module
@@ -379,6 +379,7 @@ move = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(move, max_size=120))
+@example([("ask", 0), ("recover", 0), ("ask", 0)])
 def test_whatever_comes_nothing_is_let_go_that_does_not_wait_and_nothing_is_forgotten(
     moves: list[tuple[str, int]],
 ) -> None:
