@@ -145,6 +145,8 @@ class Scenario(_Part):
     #: What tells a repetition from progress: checkpoints alone, or also the digests of inputs and outputs.
     digests: Literal["state", "input and output"] = "state"
     policy: dict[str, Any] = {}
+    #: Policies that are applied later: when, and what differs from the story's then.
+    policies: dict[Duration, dict[str, Any]] = {}
     until: Duration = 48 * 3_600_000
     expect: Expectation
     family: str
@@ -200,7 +202,11 @@ class Scenario(_Part):
     @property
     def loaded_policy(self) -> Policy:
         """The story's policy with the scenario's changes."""
-        return default_policy() if not self.policy else _policy(json.dumps(merged(_default(), self.policy)), self.name)
+        return _policy(self.policy_text(self.policy), self.name) if self.policy else default_policy()
+
+    def policy_text(self, changes: Mapping[str, Any]) -> str:
+        """The story's policy with these changes, as a file holds it."""
+        return _text(merged(_default(), changes))
 
     @property
     def recoverable(self) -> bool:
@@ -228,6 +234,8 @@ class Scenario(_Part):
         if self.healthy and (self.expect.type or self.expect.first):
             raise ValueError("a healthy scenario has no `type` and no `first` strategy")
         _ = self.loaded_policy
+        for changes in self.policies.values():
+            _policy(self.policy_text(changes), self.name)
         return self
 
 
@@ -242,7 +250,11 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 @cache
 def _policy(text: str, name: str) -> Policy:
-    return load_policy(f'{{"workflow_error_handling": {text}}}', f"policy of {name!r}")
+    return load_policy(text, f"policy of {name!r}")
+
+
+def _text(blocks: Mapping[str, Any]) -> str:
+    return json.dumps({"workflow_error_handling": blocks})
 
 
 @cache

@@ -18,6 +18,7 @@ from schemas.records.events import (
     ErrorClassified,
     InterventionRequested,
     InterventionResolved,
+    PolicyChanged,
     RecoveryDecided,
     ResourceLimitNear,
     StepSkipped,
@@ -84,6 +85,9 @@ class Player:
         """From the workflow's start until nothing more happens."""
         for after_ms, what in self.scenario.happens.items():
             self.clock.after(after_ms, lambda what=what: self.service.happen(what))  # type: ignore[misc]
+        for number, (after_ms, changes) in enumerate(self.scenario.policies.items()):
+            text = self.scenario.policy_text(changes)
+            self.clock.after(after_ms, lambda text=text, number=number: self._apply(text, number))  # type: ignore[misc]
         self.service.begin()
         for _ in range(MOMENTS_MAX):
             self._notice()
@@ -96,6 +100,17 @@ class Player:
             if action is not None:
                 action()
         raise AssertionError(f"{self.scenario.name!r} did not come to rest within {MOMENTS_MAX} moments")
+
+    def _apply(self, text: str, sequence: int) -> None:
+        self.service.reporter.emit(
+            PolicyChanged,
+            name="default",
+            policy_version=str(sequence),
+            policy_text=text,
+            sequence=sequence,
+            reason="the story's did not do",
+            actor="ann",
+        )
 
     def _next_us(self) -> int | None:
         state = self.world.states[self.service.reporter.workflow_id]
