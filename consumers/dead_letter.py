@@ -1,7 +1,7 @@
 """Records that cannot be read or applied, set aside: key, value, headers and time untouched, and why beside them.
 
-Only the recovery role writes them. A batch that is done again writes them again; readers tell copies apart by topic,
-partition and offset.
+The recovery role and the coordinator write them. A batch that is done again writes them again; readers tell copies
+apart by topic, partition and offset.
 """
 
 from __future__ import annotations
