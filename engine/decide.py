@@ -120,6 +120,7 @@ def _closed(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
     assert t.case is not None
     if t.attempt is not None:
         yield finished(event, t)
+    yield from people.closed(event, t.case)
     yield from branches.closed(state, event, policy, t.case, recovered=t.kind == "recovered")
 
 

@@ -93,6 +93,8 @@ def evolve(state: WorkflowState | None, event: Delivered) -> WorkflowState:
             state.transitions = (Transition("unrooted", detail="the workflow has ended"),)
         elif type(record) is RecoveryDecided:
             recovery.decided(state, record, event)
+        elif type(record) is InterventionRequested:
+            people.intervention_requested(state, record, event)
         return state
     handler = _HANDLERS.get(type(record))
     if handler is not None:

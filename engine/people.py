@@ -53,16 +53,22 @@ STRATEGY_OF = {
 ASKS_AGAIN = frozenset({ESCALATE, EXPIRED})
 #: What the engine itself writes when an operator's restore or repair takes the place of an answer.
 REPLACED = frozenset({"restore", "recover"})
+#: What the engine writes when nobody needs to answer any more.
+CLOSED = "closed"
 #: Decisions that people may take.
 DECISIONS = (*STRATEGY_OF, ESCALATE)
 #: All decisions that mean something; any other changes nothing.
-KNOWN = frozenset(DECISIONS) | ASKS_AGAIN | REPLACED
+KNOWN = frozenset(DECISIONS) | ASKS_AGAIN | REPLACED | {CLOSED}
 
 
 def intervention_requested(state: WorkflowState, record: InterventionRequested, event: Delivered) -> bool:
     """The request read back: the case waits for a human, with a deadline."""
+    if not state.first_sight(record.event_id):
+        return False
     case = (state.cases or {}).get(record.error_id or "")
-    if case is not None and case.intervention_id is None and state.first_sight(record.event_id):
+    if case is None:  # it closed while the question was on its way
+        state.transitions = (Transition("asked_late", intervention_id=record.intervention_id),)
+    elif case.intervention_id is None:
         case.intervention_id = record.intervention_id
         case.intervention_deadline_us = event.timestamp_us + record.deadline_ms * 1000
         case.interventions += 1
@@ -214,6 +220,35 @@ def point_refused(state: WorkflowState, event: Delivered, policy: Policy, t: Tra
     )
 
 
+def asked_late(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """A question about what is over."""
+    record = event.record
+    assert isinstance(record, InterventionRequested)
+    yield _closed(event, record.intervention_id, record.error_id, record.step_id)
+
+
+def closed(event: Delivered, case: Case) -> Iterator[Effect]:
+    """The case is over: nobody needs to answer any more."""
+    if case.intervention_id is not None:
+        yield _closed(event, case.intervention_id, case.error_id, case.step_id)
+
+
+def _closed(event: Delivered, intervention_id: str, error_id: str | None, step_id: str) -> Append:
+    return Append(
+        fact(
+            InterventionResolved,
+            event,
+            f"closed|{intervention_id}",
+            intervention_id=intervention_id,
+            error_id=error_id,
+            step_id=step_id,
+            decision=CLOSED,
+            reason="the error or the workflow is over",
+            actor="engine",
+        )
+    )
+
+
 def expired(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     """Nobody answered in time: the policy's default is the answer, or somebody else is asked."""
     assert t.case is not None and t.case.intervention_id is not None
@@ -247,7 +282,7 @@ def resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
     if decision == ESCALATE:
         yield request(event, policy, t.case, "escalated", f"{record.actor}: {record.reason}", state=state)
         return
-    if decision in REPLACED:
+    if decision in REPLACED or decision == CLOSED:
         return
     parameters = object_of(record.parameters)
     plan: Plan | Unavailable
@@ -277,6 +312,7 @@ def resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
         t.case,
         plan,
         STRATEGY_OF[decision],
+        number=t.case.attempts + (2 if t.case.requested else 1),  # an operator's request is on its way: after it
         rule=f"operator {record.actor}: {decision}",
         evidence={"intervention_id": record.intervention_id, "asked": parameters},
         parameters=given,
@@ -307,4 +343,10 @@ def _supplied(record: InterventionResolved) -> dict[str, Any] | Unavailable:
 
 
 #: What each transition of this module leads to.
-HANDLERS = {"expired": expired, "resolved": resolved, "point": point, "point_refused": point_refused}
+HANDLERS = {
+    "asked_late": asked_late,
+    "expired": expired,
+    "resolved": resolved,
+    "point": point,
+    "point_refused": point_refused,
+}

@@ -22,7 +22,7 @@ from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .outcome import finished
 from .policy.model import Policy
-from .state import Case, CheckpointRef, Transition, WorkflowState
+from .state import Attempt, Case, CheckpointRef, Transition, WorkflowState
 from .strategies import Plan, Unavailable
 
 
@@ -78,6 +78,7 @@ def restore(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
         "restart_from_checkpoint",
         rule=f"operator {record.actor}: restore",
         evidence={"request_id": record.request_id, "reason": record.reason},
+        number=t.case.attempts + (2 if _on_its_way(t.attempt, t.intervention_id) else 1),
     )
 
 
@@ -152,8 +153,6 @@ def asked(state: WorkflowState, event: Delivered, policy: Policy, t: Transition)
         return
     if case.intervention_id is not None:
         yield _replaced(event, case, case.intervention_id, "recover", record)
-    # A decision may be on its way already: this one comes after it.
-    on_its_way = case.attempt is None and case.intervention_id is None
     yield decision_of(
         event,
         state,
@@ -163,8 +162,13 @@ def asked(state: WorkflowState, event: Delivered, policy: Policy, t: Transition)
         record.strategy,
         rule=f"operator {record.actor}: {record.strategy}",
         evidence={"request_id": record.request_id, "reason": record.reason, "asked": parameters},
-        number=case.attempts + (2 if on_its_way else 1),
+        number=case.attempts + (2 if _on_its_way(case.attempt, case.intervention_id) else 1),
     )
+
+
+def _on_its_way(attempt: Attempt | None, intervention_id: str | None) -> bool:
+    """Whether another decision may be in the log already, or about to be: this one comes after it."""
+    return attempt is None and not intervention_id
 
 
 def supersede(state: WorkflowState, case: Case, record: RecoveryDecided) -> None:

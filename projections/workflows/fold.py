@@ -13,7 +13,7 @@ import orjson
 
 from engine.events import Delivered
 from engine.graph import STEPS_MAX
-from engine.people import ASKS_AGAIN, KNOWN
+from engine.people import ASKS_AGAIN, CLOSED, KNOWN
 from engine.state import CASES_MAX
 from projections.kit import Fold, Table, Touch, columns
 from projections.values import text, text_or_none
@@ -155,7 +155,7 @@ def _answered(row: Row, event: Delivered) -> Row:
     assert isinstance(r, InterventionResolved)
     if r.decision in ASKS_AGAIN or r.decision not in KNOWN or r.error_id is None:
         return row
-    return _repair(row, r.error_id, "recovering")
+    return _repair(row, r.error_id, None if r.decision == CLOSED else "recovering")
 
 
 def _restored(row: Row, event: Delivered) -> Row:

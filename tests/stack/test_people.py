@@ -1,4 +1,4 @@
-"""From the question to the effect of the answer: a real service, engine, tables, and an operator at the command line."""
+"""From question to effect of the answer: a real service, engine, tables, and an operator at the command line."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from schemas.records.events import (
     InterventionResolved,
     RecoveryAttemptFinished,
     RecoveryDecided,
+    RecoveryRequested,
     StepSkipped,
     StepSpec,
     WorkflowCancelled,
@@ -448,3 +449,52 @@ def test_the_parameters_of_an_answer_are_in_the_evidence() -> None:
     evidence = json.loads(service.decisions[-1].evidence)
     assert evidence["asked"] == {"to_step": "pay"}
     assert evidence["intervention_id"] == request.intervention_id
+
+
+@pytest.mark.parametrize("ends", ["the workflow", "the step"])
+def test_a_question_about_what_is_over_is_closed(ends: str) -> None:
+    service, request = asked()
+    if ends == "the workflow":
+        service.emit(WorkflowCancelled, reason="by hand", actor="ann")
+    else:
+        service.start("ship")
+        service.complete("ship")
+    (resolved,) = service.world.records(InterventionResolved)
+    assert (resolved.intervention_id, resolved.decision) == (request.intervention_id, "closed")
+    assert sound(service.world)
+
+
+@pytest.mark.parametrize("kind", [WorkflowCancelled, StepSkipped])
+def test_a_question_that_comes_too_late_is_closed(kind: type[WorkflowCancelled] | type[StepSkipped]) -> None:
+    service = paid()
+    fields: dict[str, Any] = {"actor": "ann"} if kind is WorkflowCancelled else {"step_id": "ship"}
+    service.world.append(service.build(InterventionPointReached, step_id="ship"))
+    service.world.append(service.build(kind, reason="meanwhile", **fields))
+    service.world.settle()
+    (request,) = service.world.records(InterventionRequested)
+    (resolved,) = service.world.records(InterventionResolved)
+    assert (resolved.intervention_id, resolved.decision) == (request.intervention_id, "closed")
+    assert sound(service.world)
+
+
+def test_an_answer_while_a_request_is_decided_comes_after_it() -> None:
+    service, request = asked()
+    fields = {"error_id": request.error_id, "reason": "r"}
+    service.world.append(
+        service.build(
+            RecoveryRequested, strategy="retry_step", request_id=service.world.new_id(), actor="bob", **fields
+        )
+    )
+    service.world.append(
+        service.build(
+            InterventionResolved,
+            intervention_id=request.intervention_id,
+            step_id="ship",
+            decision="skip",
+            actor="ann",
+            **fields,
+        )
+    )
+    service.world.settle()
+    assert [type(c).__name__ for c in service.world.commands[-2:]] == ["RetryStep", "SkipStep"]
+    assert sound(service.world)

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.by_hand import CHOICES
-from engine.testing import Service, World
-from schemas.records.commands import RetryStep, RollbackTo, ScaleResources, SkipStep
+from engine.testing import Service, World, saved
+from schemas.records.commands import ResumeFromCheckpoint, RetryStep, RollbackTo, ScaleResources, SkipStep
 from schemas.records.events import (
     InterventionRequested,
     InterventionResolved,
     RecoveryAttemptFinished,
     RecoveryRefused,
     RecoveryRequested,
+    RestoreRequested,
     StepCompensated,
     StepSpec,
     WorkflowErrorOccurred,
@@ -224,4 +225,35 @@ def test_a_repair_that_was_asked_for_and_fails_goes_on_with_the_ladder() -> None
     retried(service)
     service.acknowledge(last(service), "failed")
     assert newest(service).trigger == "all_recovery_strategies_failed"
+    assert sound(service.world)
+
+
+def test_a_restore_comes_after_a_decision_that_is_on_its_way() -> None:
+    service = paid()
+    checkpoint = service.checkpoint("pay", saved)
+    service.start("ship")
+    error = service.build(
+        WorkflowErrorOccurred,
+        error_id=service.world.new_id(),
+        step_id="ship",
+        step_run_id=service.runs["ship"],
+        error_code="ValueError",
+        error_message="no",
+        detected_by="service",
+    )
+    restore = service.build(
+        RestoreRequested,
+        request_id=service.world.new_id(),
+        checkpoint_id=checkpoint.checkpoint_id,
+        checkpoint_partition=0,
+        checkpoint_offset=next(e.offset for e in service.world.log if e.record is checkpoint),
+        checkpoint_digest=checkpoint.digest,
+        reason="r",
+        actor="kim",
+    )
+    for record in (error, restore):
+        service.world.append(record)
+    service.world.settle()
+    assert isinstance(last(service), ResumeFromCheckpoint)
+    assert [d.attempt_number for d in service.decisions] == [1, 2]
     assert sound(service.world)
