@@ -98,8 +98,8 @@ def crosses_in_us(samples: Samples, limit: float) -> int | None:
     times = [(at_us - newest_us) / 1e6 for at_us, _ in samples]
     values = [value for _, value in samples]
     mean_time, mean_value = sum(times) / count, sum(values) / count
-    time_spread = sum((t - mean_time) ** 2 for t in times)
-    value_spread = sum((v - mean_value) ** 2 for v in values)
+    time_spread = sum((t - mean_time) * (t - mean_time) for t in times)
+    value_spread = sum((v - mean_value) * (v - mean_value) for v in values)  # `**` would raise where `*` is infinite
     together = sum((t - mean_time) * (v - mean_value) for t, v in zip(times, values, strict=True))
     if time_spread <= 0 or together <= 0 or together * together < TREND_FIT_MIN * time_spread * value_spread:
         return None
