@@ -27,6 +27,8 @@ from schemas.records.events import (
     RecoveryDecided,
     RecoveryRefused,
     RecoveryRequested,
+    RepairHeld,
+    RepairReleased,
     RestoreRequested,
     StateRestored,
     StepCompleted,
@@ -81,6 +83,8 @@ _DETAILS: dict[type[Record], _Described] = {
     InterventionPointReached: lambda r: r.reason or "",
     RecoveryRequested: lambda r: f"{r.strategy} by {r.actor}: {r.reason}",
     RecoveryRefused: lambda r: f"{r.strategy}: {r.reason}",
+    RepairHeld: lambda r: r.reason,
+    RepairReleased: lambda r: f"{'canary' if r.canary else f'wave {r.wave}'} of {r.breaker}",
     TimerFired: lambda r: r.kind,
 }
 
