@@ -16,7 +16,7 @@ from schemas import topics
 from schemas.catalog import by_fingerprint, shipped
 from schemas.generate import render, snake
 from schemas.ids import derive_id, uuid_bytes, uuid_text
-from schemas.records import COMMAND_TYPES, EVENT_TYPES, RECORD_TYPES, Command
+from schemas.records import COMMAND_TYPES, COORDINATION_TYPES, EVENT_TYPES, RECORD_TYPES, Command
 
 from .kit import NAMES
 
@@ -35,7 +35,8 @@ def test_record_has_the_fields_and_defaults_of_its_schema(name: str) -> None:
     kind = RECORD_TYPES[name]
     assert {f.name for f in fields(kind)} == {f["name"] for f in schema["fields"]}
     given_ = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-    assert given_ == {f["name"]: f["default"] for f in schema["fields"] if "default" in f}
+    declared = {f["name"]: f["default"] for f in schema["fields"] if "default" in f}
+    assert given_ == {name: () if value == [] else value for name, value in declared.items()}
 
 
 def test_every_schema_file_is_named_after_its_record_and_shipped_once() -> None:
@@ -48,6 +49,7 @@ def test_every_schema_file_is_named_after_its_record_and_shipped_once() -> None:
 def test_commands_and_events_go_to_their_topics() -> None:
     assert {s.name for s in shipped().values() if s.topic == topics.COMMANDS} == set(COMMAND_TYPES)
     assert {s.name for s in shipped().values() if s.topic == topics.EVENTS} == set(EVENT_TYPES)
+    assert {s.name for s in shipped().values() if s.topic == topics.COORDINATION} == set(COORDINATION_TYPES)
     assert all(issubclass(kind, Command) for kind in COMMAND_TYPES.values())
     assert not any(issubclass(kind, Command) for kind in EVENT_TYPES.values())
     assert shipped()["StepStarted"].subject == "workflow.events-kintsugi.StepStarted"
