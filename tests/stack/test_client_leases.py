@@ -121,10 +121,10 @@ def test_workflows_that_wait_for_each_other_are_told(lab: Lab, topics: Topics) -
         assert error.error_code == "DEADLOCK"
     wait_for("the ends", lambda: len(topics.events(WaitEnded, of)) == 2)
     began, ended = topics.events(WaitBegan, of), topics.events(WaitEnded, of)
-    assert [(b.step_id, b.awaited_id) for b in began] == [
-        ("wait", theirs.workflow_id),
-        ("wait", mine.workflow_id),
-    ]
+    assert {(b.workflow_id, b.step_id, b.awaited_id) for b in began} == {
+        (mine.workflow_id, "wait", theirs.workflow_id),
+        (theirs.workflow_id, "wait", mine.workflow_id),
+    }
     assert {e.wait_id for e in ended} == {b.wait_id for b in began}
 
 
