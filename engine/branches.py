@@ -52,6 +52,8 @@ def opened(state: WorkflowState, event: Delivered, policy: Policy, case: Case) -
         )
     if policy.coordination.branches == FAIL_FAST:
         for number in siblings(state, case.step_id):
+            if not state.graph.steps[number].idempotent:
+                continue  # what became of it nobody would know, and it may not run again
             yield Send(_cancel(state, event, policy, case, number))
 
 

@@ -40,7 +40,7 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
         return False
     run = _fail_run(state, record)
     kind = classify(record)
-    case = state.case_of(record.step_id) or _case_of_command(state, record) or detection.loop_of(state, record)
+    case = state.case_of(record.step_id) or _case_of_command(state, record, run) or detection.loop_of(state, record)
     approved = case is not None and _lets_pass(state, case, record, run)
     if approved:
         case = None
@@ -70,7 +70,8 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
     case.occurrences += 1
     attempt = case.attempt
     if attempt is not None and in_flight(attempt) and _belongs(record, run, attempt):
-        if not case.undoing:  # a compensation that fails is a failure of the rollback, not an error of another kind
+        # What fails instead of the step, a compensation or the alternative, makes it no error of another kind.
+        if not case.undoing and record.step_id in ("", case.step_id):
             case.error_type, case.severity = kind.error_type, kind.severity
             case.error_code, case.message = record.error_code, record.error_message[:MATCHED_CHARS_MAX]
             case.unsure, case.reconciled = _unsure(record, run), ""
@@ -88,16 +89,23 @@ def _lets_pass(state: WorkflowState, case: Case, record: WorkflowErrorOccurred, 
     return people.point_passed(state, case)
 
 
-def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred) -> Case | None:
+def _case_of_command(state: WorkflowState, record: WorkflowErrorOccurred, run: StepRun | None) -> Case | None:
     """The case whose command failed before its step began, in its alternative, or while it undid another step."""
     if record.command_id is None:
         return None
     for case in (state.cases or {}).values():
         if case.attempt is not None and case.attempt.decision.command_id == record.command_id:
-            spec = state.graph.spec(case.step_id)
-            instead = spec is not None and record.step_id == spec.alternative
-            return case if not record.step_id or case.undoing or instead else None
+            return case if not record.step_id or case.undoing or _is_instead(state, case, record, run) else None
     return None
+
+
+def _is_instead(state: WorkflowState, case: Case, record: WorkflowErrorOccurred, run: StepRun | None) -> bool:
+    """Whether the step's alternative failed for certain. One that may have taken effect is an error of its own."""
+    spec = state.graph.spec(case.step_id)
+    if spec is None or record.step_id != spec.alternative:
+        return False
+    alternative = state.graph.spec(record.step_id)
+    return alternative is None or alternative.idempotent or not _unsure(record, run)
 
 
 def _unsure(record: WorkflowErrorOccurred, run: StepRun | None) -> bool:

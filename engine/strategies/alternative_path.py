@@ -16,6 +16,8 @@ def alternative_path(situation: Situation) -> Plan | Unavailable:
         return Unavailable(f"step {situation.case.step_id!r} declares no alternative")
     if spec.alternative == spec.step_id:
         return Unavailable(f"step {spec.step_id!r} is declared as its own alternative")
+    if situation.state.case_of(spec.alternative) is not None:
+        return Unavailable(f"its alternative {spec.alternative!r} has an error of its own")
     return Plan(
         command_type="RunAlternativePath",
         action=f"run {spec.alternative!r} instead",
