@@ -220,7 +220,7 @@ class Scenario(_Part):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Scenario:
-        known = {step.step for step in self.graph}
+        known = {spec.step_id for spec in self.specs}
         used = {*self.runs, *self.usage, *(self.path or ())}
         used |= {n for s in self.graph for n in (*(s.after or ()), *([s.alternative] if s.alternative else ()))}
         used |= set(self.expect.undone or ())

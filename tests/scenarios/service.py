@@ -128,6 +128,7 @@ class SimulatedService(Steps):
         self._run = run
         if isinstance(command, RetryStep):
             run.recovers = command.step_id
+            run.instead.pop(command.step_id, None)
             run.approved = command.step_id if command.approved else before.approved
             if command.approved:
                 self._emit(
