@@ -148,9 +148,7 @@ def point_passed(state: WorkflowState, case: Case) -> bool:
     return True
 
 
-def request(
-    event: Delivered, policy: Policy, case: Case, trigger: str, reason: str, *, state: WorkflowState | None = None
-) -> Append:
+def request(event: Delivered, policy: Policy, case: Case, trigger: str, reason: str, *, state: WorkflowState) -> Append:
     """A human is asked."""
     return Append(
         fact(
@@ -167,7 +165,7 @@ def request(
             channels=policy.intervention.channels,
             fingerprint=case.fingerprint or None,
             dependency=case.dependency,
-            options=() if state is None else options_of(state, case, policy),
+            options=options_of(state, case, policy),
         )
     )
 
