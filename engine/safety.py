@@ -16,7 +16,9 @@ _REPEATING = frozenset(
 #: Commands that go back to the state of a checkpoint, and run what completed after it again.
 _RESTORING = frozenset({"RetryStep", "ResumeFromCheckpoint", "RunAlternativePath"})
 #: Commands that give up whatever else is at work. A retry leaves other branches alone.
-_REPLACING = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RunAlternativePath", "RollbackTo"})
+_REPLACING = frozenset(
+    {"ResumeFromCheckpoint", "RestartWorkflow", "RunAlternativePath", "RollbackTo", "CompensateStep"}
+)
 
 
 class Unknowable:
