@@ -257,7 +257,6 @@ class Notifier:
         key, value = fact.workflow_id.encode(), self._codec.encode(fact)
         partition = memory.partition
         self._outbox.send(EVENTS, key, value, headers_for(fact), cause=partition, partition=partition)
-        crash_point("after_append")
         channel = notification.channel if notification.channel in _CHANNELS else "other"
         telemetry.NOTIFICATIONS.labels(channel, notification.kind, outcome).inc()
         incident_id, kind = cause.incident_id, notification.kind
