@@ -62,6 +62,8 @@ def _say_what_next(waiting: str | None) -> None:
     for arguments, what in (
         ("workflows list", "where each workflow stands"),
         ("errors list", "what broke, and what was tried"),
+        ("incidents list", "what fails together, each told once"),
+        ("interventions list", "what waits for a human, and what can be answered"),
         (f"workflows timeline {waiting or 'ID'}", "everything that happened to one workflow"),
         ("down", "stop the stack; its data is kept"),
     ):

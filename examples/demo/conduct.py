@@ -110,13 +110,14 @@ class _Run:
         self._began_s = 0.0
 
     def start(self) -> None:
-        """Two recovery processes and the projector, then the services."""
+        """Two recovery processes, the coordinator and the projector, then the services."""
         role = ("ops.cli", "run", "recovery", "--policy", str(POLICY))
         self._recoveries = [self._children.start(f"recovery {n}", *role) for n in (1, 2)]
         projector = self._children.start("projector", "ops.cli", "run", "projector")
-        for child in (*self._recoveries, projector):
+        coordinator = self._children.start("coordinator", "ops.cli", "run", "coordinator", "--policy", str(POLICY))
+        for child in (*self._recoveries, projector, coordinator):
             self._children.wait_until(f"{child.name} has partitions", child.has_partitions, ROLES_TIMEOUT_S)
-        self._screen.say("2 recovery processes and a projector run")
+        self._screen.say("2 recovery processes, a coordinator and a projector run")
         self._began_s = time.monotonic()
         shares = [self._share(number) for number in range(SERVICES)]
         self._services = [self._children.start(f"service {n}", *share) for n, share in enumerate(shares, 1)]
