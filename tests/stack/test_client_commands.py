@@ -145,12 +145,20 @@ def test_a_workflow_that_this_process_never_had_is_taken_over(topics: Topics, de
     assert second.ran(workflow_id) == ["one", "two", "three", "three"]
 
 
-@pytest.mark.parametrize("kind", [ScaleResources, CompensateStep])
-def test_a_command_without_a_handler_fails_with_the_reason(topics: Topics, desk: Desk, here: Here, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "detail", "reason"),
+    [
+        (ScaleResources, "no handler for ScaleResources is registered", None),
+        (CompensateStep, "nothing is registered that undoes step 'one'", "no_compensation"),
+    ],
+)
+def test_a_command_without_a_handler_fails_with_the_reason(
+    topics: Topics, desk: Desk, here: Here, kind: Any, detail: str, reason: str | None
+) -> None:
     command = desk.build(kind, str(uuid.uuid4()), here.name, step_id="one", resource="memory", factor=2.0)
     desk.send(command)
     answers = desk.wait_answers(command, *REFUSED)
-    assert answers[-1].detail == f"no handler for {kind.__name__} is registered"
+    assert (answers[-1].detail, answers[-1].reason) == (detail, reason)
 
 
 def test_a_command_of_a_newer_release_fails_with_the_reason(topics: Topics, desk: Desk, here: Here) -> None:
