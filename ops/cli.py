@@ -15,7 +15,7 @@ COMMANDS = {
     "doctor": ("ops.commands.doctor:doctor", "Check everything Kintsugi needs; each line says the fix."),
     "topics": ("ops.commands.topics:topics", "Create and describe the topics."),
     "schemas": ("ops.commands.schemas:schemas", "Register, check and lint the Avro schemas."),
-    "run": ("ops.commands.run:run", "Run a role: recovery, projector, archiver, or all."),
+    "run": ("ops.commands.run:run", "Run a role, such as recovery or notifier, or all of them."),
     "db": ("ops.commands.db:db", "Migrate the database."),
     "workflows": ("ops.commands.workflows:workflows", "List workflows, show one, or tell all that happened to it."),
     "state": ("ops.commands.state:state", "Compare versions of states; try migrations before a deployment."),
