@@ -140,7 +140,7 @@ def decision_of(
     parameters: Mapping[str, Any] | None = None,
 ) -> Append:
     """A human chose: the command goes out like any other. `parameters` of the answer come on top of the plan's."""
-    number = number or case.attempts + 1
+    number = number or case.next_number
     event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
     checkpoint = plan.checkpoint
     fields = {**(plan.parameters or {}), **(parameters or {})}

@@ -98,13 +98,16 @@ def _ended(state: WorkflowState, event: Delivered, policy: Policy, t: Transition
     yield finished(event, t)
     if isinstance(event.record, WorkflowErrorOccurred):
         yield _classified(event, t.case.error_id, "joined")
-    yield from propose(state, event, policy, t.case)
+    if not t.case.requested:  # an operator's repair comes next, or its refusal
+        yield from propose(state, event, policy, t.case)
 
 
 def _staged(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
     """A command was answered and is over: the strategy goes on."""
     assert t.case is not None
     yield finished(event, t)
+    if t.case.requested:  # an operator's repair comes next, or its refusal
+        return
     by_hand = next_stage(state, event, policy, t)
     if by_hand is not None:
         yield by_hand

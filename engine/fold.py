@@ -103,8 +103,10 @@ def evolve(state: WorkflowState | None, event: Delivered) -> WorkflowState:
             state.heard_offset = event.offset
             state.heard_us = event.timestamp_us
             state.stalled = False
-        if state.cases and not state.runs:
-            stages.send_held(state, event, stages.BRANCHES)
+        if state.cases:
+            stages.end_waits(state)
+            if not state.runs:
+                stages.send_held(state, event, stages.BRANCHES)
     return state
 
 

@@ -19,7 +19,8 @@ from .branches import cancel_id
 from .classify import classify, resource_of
 from .detectors import fingerprint
 from .events import Delivered
-from .fold_stages import ANSWERED, answered, give_epoch, in_flight, release
+from .fold_stages import ANSWERED, answered, give_epoch, in_flight, release, waited
+from .safety import WAIT
 from .state import CASES_MAX, FAILED, PENDING, Attempt, Case, StepRun, Transition, WorkflowState
 from .strategies import RESTORING, UNDO_STAGE
 
@@ -184,7 +185,7 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
         state.transitions = (Transition("late", attempt=late),)
         return False
     requests.supersede(state, case, record)
-    if case.attempt is not None or record.attempt_number != case.attempts + 1:
+    if case.attempt is not None or record.attempt_number <= case.attempts:
         return False
     at_once = record.execute_after_ms <= 0
     case.attempt = Attempt(
@@ -358,7 +359,9 @@ def _case_timer(state: WorkflowState, record: TimerFired, event: Delivered) -> N
                 state.transitions = (Transition("expired", case, attempt),)
                 return
         elif attempt is not None and attempt.decision.attempt_id == record.subject_id:
-            if record.kind == "backoff" and attempt.status == "decided":
+            if record.kind == "backoff" and attempt.decision.stage == WAIT:
+                waited(state, case, attempt)
+            elif record.kind == "backoff" and attempt.status == "decided":
                 attempt.status = "sent"
                 attempt.sent_at_us = event.timestamp_us
                 give_epoch(state, attempt)

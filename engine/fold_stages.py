@@ -8,6 +8,7 @@ from schemas.records.events import DependantsHeld, RepairHeld, RepairReleased
 
 from .commands import BEGINNING
 from .events import Delivered
+from .safety import WAIT, must_end
 from .state import Attempt, Case, Transition, WorkflowState
 from .strategies import MANUAL
 
@@ -42,6 +43,27 @@ def answered(state: WorkflowState, case: Case, attempt: Attempt, result: str) ->
         case.stage = decision.stage
         case.scaled = float(json.loads(decision.parameters or "{}").get("factor", case.scaled))
     state.transitions = (*state.transitions, Transition("staged", case, attempt, "succeeded", result))
+
+
+def waited(state: WorkflowState, case: Case, attempt: Attempt) -> None:
+    """What was waited for has ended, or the wait has: it is looked again what can be done."""
+    case.attempt = None
+    at_work = any(must_end(state, case, number) for number in state.runs or ())
+    case.stage = WAIT if at_work else ""
+    beside = None if at_work else state.checkpoint_beside(case.step_id, case.opened_offset)
+    if beside is not None:  # what ended meanwhile is in it, and is not to be repeated
+        case.opened_offset = beside.offset + 1
+    state.transitions = (*state.transitions, Transition("staged", case, attempt, "succeeded"))
+
+
+def end_waits(state: WorkflowState) -> None:
+    """A run may have ended: whoever waited only for it goes on."""
+    for case in (state.cases or {}).values():
+        attempt = case.attempt
+        if attempt is None or attempt.decision.stage != WAIT:
+            continue
+        if not any(must_end(state, case, number) for number in state.runs or ()):
+            waited(state, case, attempt)
 
 
 def compensated(state: WorkflowState, command_id: str | None) -> None:

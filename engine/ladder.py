@@ -54,7 +54,7 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
             reason = "not available in this version"
         if reason is None and strategy is not None:
             plan = strategy(Situation(state, case, rung, policy, attempt_id, made + 1))
-            safe = plan if isinstance(plan, Unavailable) else checked(state, case, plan)
+            safe = plan if isinstance(plan, Unavailable) else checked(state, case, plan, policy)
             if isinstance(safe, Unknowable):
                 return _human(state, case, policy, ladder, safe.reason, "outcome_unknown", passed)
             if not isinstance(safe, Unavailable):
@@ -105,7 +105,7 @@ def _spaced(plan: Plan, case: Case, policy: Policy, attempt_id: str) -> Plan:
 
 def attempt_id_of(case: Case) -> str:
     """Id of the case's next attempt."""
-    return derive_id(case.error_id, "attempt", case.attempts + 1)
+    return derive_id(case.error_id, "attempt", case.next_number)
 
 
 def _spent(state: WorkflowState, case: Case, ladder: Ladder, policy: Policy, now_us: int) -> str | None:

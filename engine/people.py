@@ -94,6 +94,7 @@ def intervention_resolved(state: WorkflowState, record: InterventionResolved, ev
     if record.decision in STRATEGY_OF:
         case.attempt = None
         case.undo_tries = 0
+        case.promise()
         case.approved = case.approved or record.decision == APPROVE
     state.transitions = (Transition("resolved", case, attempt, "succeeded", record.decision),)
     return False
@@ -310,7 +311,7 @@ def resolved(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
         t.case,
         plan,
         STRATEGY_OF[decision],
-        number=t.case.attempts + (2 if t.case.requested else 1),  # an operator's request is on its way: after it
+        number=t.case.promised,
         rule=f"operator {record.actor}: {decision}",
         evidence={"intervention_id": record.intervention_id, "asked": parameters},
         parameters=given,

@@ -19,7 +19,7 @@ def propose(state: WorkflowState, event: Delivered, policy: Policy, case: Case) 
     """The next decision of a case that has no attempt."""
     choice = choose(state, case, policy, event.timestamp_us)
     checkpoint, parameters = choice.plan.checkpoint, choice.plan.parameters
-    number = case.attempts + 1
+    number = case.next_number
     event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
     evidence = {
         "occurrences": case.occurrences,

@@ -21,7 +21,9 @@ from .commands import restore_command
 from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .outcome import finished
+from .people import POINT
 from .policy.model import Policy
+from .propose import propose
 from .state import Attempt, Case, CheckpointRef, Transition, WorkflowState
 from .strategies import Plan, Unavailable
 
@@ -37,6 +39,7 @@ def restore_requested(state: WorkflowState, record: RestoreRequested, event: Del
         state.transitions = (Transition("restore"),)
         return False
     attempt, intervention_id = case.attempt, case.intervention_id
+    case.promise(on_its_way=_on_its_way(attempt, intervention_id))
     case.attempt = case.intervention_id = None
     state.transitions = (
         Transition(
@@ -78,7 +81,7 @@ def restore(state: WorkflowState, event: Delivered, policy: Policy, t: Transitio
         "restart_from_checkpoint",
         rule=f"operator {record.actor}: restore",
         evidence={"request_id": record.request_id, "reason": record.reason},
-        number=t.case.attempts + (2 if _on_its_way(t.attempt, t.intervention_id) else 1),
+        number=t.case.promised,
     )
 
 
@@ -111,15 +114,20 @@ def recovery_requested(state: WorkflowState, record: RecoveryRequested, event: D
         state.transitions = (Transition("asked", detail="another request is being decided"),)
     else:
         case.requested = record.event_id
+        case.promise(on_its_way=_on_its_way(case.attempt, case.intervention_id))
+        case.requested_number = case.promised
         state.transitions = (Transition("asked", case),)
     return False
 
 
 def recovery_refused(state: WorkflowState, record: RecoveryRefused, event: Delivered) -> bool:
-    """Read back: the next request may come."""
+    """Read back: the next request may come, and what ended meanwhile goes on."""
     case = (state.cases or {}).get(record.error_id)
     if case is not None and case.requested == record.causation_id:
         case.requested = ""
+        nothing_else = case.promised == case.requested_number
+        if case.attempt is None and case.intervention_id is None and nothing_else:
+            state.transitions = (Transition("go_on", case),)
     return False
 
 
@@ -162,7 +170,7 @@ def asked(state: WorkflowState, event: Delivered, policy: Policy, t: Transition)
         record.strategy,
         rule=f"operator {record.actor}: {record.strategy}",
         evidence={"request_id": record.request_id, "reason": record.reason, "asked": parameters},
-        number=case.attempts + (2 if _on_its_way(case.attempt, case.intervention_id) else 1),
+        number=case.promised,
     )
 
 
@@ -171,11 +179,18 @@ def _on_its_way(attempt: Attempt | None, intervention_id: str | None) -> bool:
     return attempt is None and not intervention_id
 
 
+def go_on(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
+    """The ladder's next decision, which waited for an operator's request."""
+    assert t.case is not None
+    if t.case.error_type != POINT:
+        yield from propose(state, event, policy, t.case)
+
+
 def supersede(state: WorkflowState, case: Case, record: RecoveryDecided) -> None:
     """A decision of a human is read back: what is being tried ends before it."""
     if case.requested and record.causation_id == case.requested:
         case.requested = ""
-    if record.ladder != LADDER or record.attempt_number not in (case.attempts + 1, case.attempts + 2):
+    if record.ladder != LADDER or record.attempt_number <= case.attempts:
         return
     if record.strategy != case.undoing:
         case.undoing = ""
@@ -185,7 +200,6 @@ def supersede(state: WorkflowState, case: Case, record: RecoveryDecided) -> None
     if attempt is not None:
         case.attempt = case.intervention_id = None
         state.transitions = (Transition("superseded", case, attempt, "failed", record.rule),)
-    case.attempts = record.attempt_number - 1
 
 
 def superseded(state: WorkflowState, event: Delivered, policy: Policy, t: Transition) -> Iterator[Effect]:
@@ -194,4 +208,4 @@ def superseded(state: WorkflowState, event: Delivered, policy: Policy, t: Transi
 
 
 #: What each transition of this module leads to.
-HANDLERS = {"restore": restore, "asked": asked, "superseded": superseded}
+HANDLERS = {"restore": restore, "asked": asked, "go_on": go_on, "superseded": superseded}

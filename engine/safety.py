@@ -6,8 +6,12 @@ a human when nobody can tell; a completed one is not run again behind anybody's 
 
 from __future__ import annotations
 
+from .policy.model import Policy
 from .state import Case, WorkflowState
 from .strategies import Plan, Unavailable
+
+#: Stage of a decision that sends nothing: a step that must not be given up is still at work.
+WAIT = "wait"
 
 #: Commands after which the failed step, or what stands for it, runs again.
 _REPEATING = frozenset(
@@ -30,18 +34,18 @@ class Unknowable:
         self.reason = reason
 
 
-def checked(state: WorkflowState, case: Case, plan: Plan) -> Plan | Unavailable | Unknowable:
+def checked(state: WorkflowState, case: Case, plan: Plan, policy: Policy) -> Plan | Unavailable | Unknowable:
     """The plan, or what has to come before it, or why it must not be."""
     if plan.command_type not in _REPEATING:
         return plan
     first = _settle_outcome(state, case)
     if first is not None:
         return first
-    steps = state.graph.steps
     if plan.command_type in _REPLACING:
-        at_work = [steps[n] for n in state.runs or () if steps[n].step_id != case.step_id and not steps[n].idempotent]
-        if at_work:
-            return Unknowable(f"step {at_work[0].step_id!r} is at work, would be given up, and is not idempotent")
+        others = _others(state, case, policy)
+        if others is not None:
+            return others
+    steps = state.graph.steps
     if plan.command_type == "RestartWorkflow":
         since = -1
     elif plan.command_type in _RESTORING and plan.checkpoint is not None:
@@ -52,6 +56,35 @@ def checked(state: WorkflowState, case: Case, plan: Plan) -> Plan | Unavailable 
     if repeated:
         return Unavailable(f"it would run step {repeated[0]!r} a second time, which is not idempotent")
     return plan
+
+
+def _others(state: WorkflowState, case: Case, policy: Policy) -> Plan | Unknowable | None:
+    """Other steps that the command would give up or repeat, and must not: their end is waited for, once."""
+    steps = state.graph.steps
+    for other in (state.cases or {}).values():
+        spec = state.graph.spec(other.step_id)
+        if other is not case and other.unsure and spec is not None and not spec.idempotent:
+            if other.reconciled != "no_effect":
+                return Unknowable(f"whether step {other.step_id!r} took effect is not known, and it is not idempotent")
+    at_work = [number for number in state.runs or () if must_end(state, case, number)]
+    if not at_work:
+        return None
+    step_id = steps[at_work[0]].step_id
+    if case.stage == WAIT:
+        return Unknowable(f"step {step_id!r} is still at work, would be given up, and is not idempotent")
+    limits = (policy.step_timeout_ms(steps[number]) for number in at_work)
+    return Plan(
+        command_type=None,
+        action=f"wait for the end of step {step_id!r}, which must not be given up",
+        execute_after_ms=max(1, *limits),
+        stage=WAIT,
+    )
+
+
+def must_end(state: WorkflowState, case: Case, number: int) -> bool:
+    """Whether a step at work may not be given up for the repair of this case."""
+    spec = state.graph.steps[number]
+    return spec.step_id != case.step_id and not spec.idempotent
 
 
 def _settle_outcome(state: WorkflowState, case: Case) -> Plan | Unknowable | None:

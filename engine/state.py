@@ -99,7 +99,8 @@ class Case:
     undoing steps, down to the checkpoint at offset `undo_to` (-1: all of them).
 
     `claimed_by` looks after the open intervention. `approved`: a human let the workflow pass the step's intervention
-    point. `requested` is the operator's request that is being decided.
+    point. `requested` is the operator's request that is being decided, with the number
+    kept for it, `promised` the last number kept for what people asked for.
     """
 
     error_id: str
@@ -134,6 +135,18 @@ class Case:
     claimed_by: str = ""
     approved: bool = False
     requested: str = ""
+    promised: int = 0
+    requested_number: int = 0
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next attempt: after all that were made, or that people's records will be given."""
+        return max(self.attempts, self.promised) + 1
+
+    def promise(self, *, on_its_way: bool = False) -> None:
+        """Keep a number for what a person asks for; it comes after a decision that is on its way."""
+        self.promised = self.next_number + on_its_way
+
     #: What the workflow did when its loop was found (see `engine.recent`): it has to leave that.
     loop: bytes = b""
 

@@ -6,13 +6,17 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.by_hand import CHOICES
+from engine.people import DECISIONS
 from engine.testing import Service, World, saved
 from schemas.records.commands import ResumeFromCheckpoint, RetryStep, RollbackTo, ScaleResources, SkipStep
 from schemas.records.events import (
+    CommandAcknowledged,
+    InterventionClaimed,
+    InterventionPointReached,
     InterventionRequested,
     InterventionResolved,
     RecoveryAttemptFinished,
@@ -257,3 +261,69 @@ def test_a_restore_comes_after_a_decision_that_is_on_its_way() -> None:
     assert isinstance(last(service), ResumeFromCheckpoint)
     assert [d.attempt_number for d in service.decisions] == [1, 2]
     assert sound(service.world)
+
+
+_ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["fail", "run", "refuse", "point", "ask", "answer", "claim", "restore", "wait", "settle"]),
+        st.integers(0, 11),
+    ),
+    max_size=14,
+)
+
+
+@settings(deadline=None)
+@given(actions=_ACTIONS)
+def test_whatever_people_do_at_whatever_moment_the_log_is_sound(actions: list[tuple[str, int]]) -> None:
+    """Records are written whether or not what stands before them was read: two operators, and an engine behind."""
+    service = paid()
+    world = service.world
+    checkpoint = service.checkpoint("pay", saved)
+    offset = next(e.offset for e in world.log if e.record is checkpoint)
+    for action, number in actions:
+        _act(service, action, number, {"checkpoint_id": checkpoint.checkpoint_id, "checkpoint_partition": 0,
+             "checkpoint_offset": offset, "checkpoint_digest": checkpoint.digest})  # fmt: skip
+    world.settle()
+    world.advance(60_000)
+    assert sound(world)
+    numbers = [(d.error_id, d.attempt_number) for d in service.decisions]
+    assert len(numbers) == len(set(numbers)), "two decisions for one attempt"
+
+
+def _act(service: Service, action: str, number: int, place: dict[str, Any]) -> None:
+    world = service.world
+    who = {"reason": "r", "actor": f"operator {number % 2}"}
+    if action == "settle":
+        world.settle()
+    elif action == "wait":
+        world.advance(number * 10_000)
+    elif action == "fail":
+        service.start("ship")
+        service.fail("ship")
+    elif action in ("run", "refuse") and world.commands:
+        command = last(service)
+        if any(a.command_id == command.command_id for a in world.records(CommandAcknowledged)):
+            return  # a service answers once
+        service.acknowledge(command, "failed" if action == "refuse" else "accepted")
+        if action == "run" and isinstance(command, RetryStep):
+            service.start("ship", command)
+            service.complete("ship", command)
+    elif action == "point":
+        world.append(service.build(InterventionPointReached, step_id="ship"))
+    elif action == "ask":
+        cases = list(service.state.cases or {}) or ["none"]
+        strategy = CHOICES[number % len(CHOICES)]
+        fields = {"error_id": cases[0], "strategy": strategy, "request_id": world.new_id(), **who}
+        world.append(service.build(RecoveryRequested, **fields))
+    elif action == "restore":
+        world.append(service.build(RestoreRequested, request_id=world.new_id(), **place, **who))
+    elif action in ("answer", "claim"):
+        for request in world.records(InterventionRequested)[-1:]:
+            if action == "claim":
+                fields = {"intervention_id": request.intervention_id, **who}
+                world.append(service.build(InterventionClaimed, **fields))
+                continue
+            decision = DECISIONS[number % len(DECISIONS)]
+            about: dict[str, Any] = {"error_id": request.error_id, "step_id": "ship", **who}
+            record = {"intervention_id": request.intervention_id, "decision": decision, **about}
+            world.append(service.build(InterventionResolved, **record))
