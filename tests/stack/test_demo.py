@@ -121,7 +121,7 @@ def test_interrupted_it_leaves_no_process_but_the_stack(
         )
     try:
         wait_for("services are at work", lambda: "workflows have ended" in talk.read_text(), TIMEOUT_S)
-        assert len(running(home)) == 5  # two recovery processes, a projector, two services
+        assert len(running(home)) == 6  # two recovery processes, a coordinator, a projector, two services
         demo.send_signal(sign)
         assert demo.wait(60) == 130
     finally:
