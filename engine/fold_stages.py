@@ -10,7 +10,7 @@ from .commands import BEGINNING
 from .events import Delivered
 from .safety import WAIT, must_end
 from .state import Attempt, Case, Transition, WorkflowState
-from .strategies import MANUAL
+from .strategies import MANUAL, UNDOING
 
 #: Commands that are over when they are answered; the others when the step that they repair completes.
 ANSWERED = frozenset({"ScaleResources", "ReconcileStep", "CompensateStep"})
@@ -48,7 +48,7 @@ def answered(state: WorkflowState, case: Case, attempt: Attempt, result: str) ->
 def waited(state: WorkflowState, case: Case, attempt: Attempt) -> None:
     """What was waited for has ended, or the wait has: it is looked again what can be done."""
     case.attempt = None
-    at_work = any(must_end(state, case, number) for number in state.runs or ())
+    at_work = _still_at_work(state, case, attempt)
     case.stage = WAIT if at_work else ""
     beside = None if at_work else state.checkpoint_beside(case.step_id, case.opened_offset)
     if beside is not None:  # what ended meanwhile is in it, and is not to be repeated
@@ -62,8 +62,13 @@ def end_waits(state: WorkflowState) -> None:
         attempt = case.attempt
         if attempt is None or attempt.decision.stage != WAIT:
             continue
-        if not any(must_end(state, case, number) for number in state.runs or ()):
+        if not _still_at_work(state, case, attempt):
             waited(state, case, attempt)
+
+
+def _still_at_work(state: WorkflowState, case: Case, attempt: Attempt) -> bool:
+    undoing = attempt.decision.strategy in UNDOING
+    return any(must_end(state, case, number, undoing=undoing) for number in state.runs or ())
 
 
 def compensated(state: WorkflowState, command_id: str | None) -> None:

@@ -6,6 +6,7 @@ a human when nobody can tell; a completed one is not run again behind anybody's 
 
 from __future__ import annotations
 
+from .graph import leaves_effects
 from .policy.model import Policy
 from .state import Case, WorkflowState
 from .strategies import Plan, Unavailable
@@ -25,6 +26,10 @@ _REPLACING = frozenset(
 )
 
 
+#: Commands of a repair that undoes what completed.
+_UNDOING = frozenset({"CompensateStep", "RollbackTo"})
+
+
 class Unknowable:
     """The step may have taken effect, repeating it would harm, and nobody can tell: a human has to."""
 
@@ -42,7 +47,7 @@ def checked(state: WorkflowState, case: Case, plan: Plan, policy: Policy) -> Pla
     if first is not None:
         return first
     if plan.command_type in _REPLACING:
-        others = _others(state, case, policy)
+        others = _others(state, case, policy, undoing=plan.command_type in _UNDOING)
         if others is not None:
             return others
     steps = state.graph.steps
@@ -58,7 +63,7 @@ def checked(state: WorkflowState, case: Case, plan: Plan, policy: Policy) -> Pla
     return plan
 
 
-def _others(state: WorkflowState, case: Case, policy: Policy) -> Plan | Unknowable | None:
+def _others(state: WorkflowState, case: Case, policy: Policy, *, undoing: bool) -> Plan | Unknowable | None:
     """Other steps that the command would give up or repeat, and must not: their end is waited for, once."""
     steps = state.graph.steps
     for other in (state.cases or {}).values():
@@ -66,12 +71,12 @@ def _others(state: WorkflowState, case: Case, policy: Policy) -> Plan | Unknowab
         if other is not case and other.unsure and spec is not None and not spec.idempotent:
             if other.reconciled != "no_effect":
                 return Unknowable(f"whether step {other.step_id!r} took effect is not known, and it is not idempotent")
-    at_work = [number for number in state.runs or () if must_end(state, case, number)]
+    at_work = [number for number in state.runs or () if must_end(state, case, number, undoing=undoing)]
     if not at_work:
         return None
     step_id = steps[at_work[0]].step_id
     if case.stage == WAIT:
-        return Unknowable(f"step {step_id!r} is still at work, would be given up, and is not idempotent")
+        return Unknowable(f"step {step_id!r} is still at work, and what it does would be lost or done twice")
     limits = (policy.step_timeout_ms(steps[number]) for number in at_work)
     return Plan(
         command_type=None,
@@ -81,10 +86,11 @@ def _others(state: WorkflowState, case: Case, policy: Policy) -> Plan | Unknowab
     )
 
 
-def must_end(state: WorkflowState, case: Case, number: int) -> bool:
-    """Whether a step at work may not be given up for the repair of this case."""
+def must_end(state: WorkflowState, case: Case, number: int, *, undoing: bool) -> bool:
+    """Whether a step at work may not be given up for the repair of this case. Where steps are undone, neither may one
+    that can be: what it does would stay behind."""
     spec = state.graph.steps[number]
-    return spec.step_id != case.step_id and not spec.idempotent
+    return spec.step_id != case.step_id and (leaves_effects(spec) if undoing else not spec.idempotent)
 
 
 def _settle_outcome(state: WorkflowState, case: Case) -> Plan | Unknowable | None:

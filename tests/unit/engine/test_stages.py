@@ -258,6 +258,33 @@ def test_an_error_while_a_step_is_undone_is_a_failure_of_the_compensation() -> N
     assert names(service) == ["CompensateStep pay", "CompensateStep pay"]
 
 
+def test_what_a_branch_at_work_does_is_undone_too_when_it_has_ended() -> None:
+    steps = (StepSpec(step_id="reserve", compensation="release"), StepSpec(step_id="label", compensation="tear"))
+    service = Service(World(policy("compensate")), (*steps, StepSpec(step_id="pack"), *STEPS[4:]))
+    service.start("reserve")
+    service.complete("reserve")
+    service.start("label")
+    service.start("pack")
+    service.fail("pack")
+    assert names(service) == []
+    service.complete("label")
+    undone(service, last(service))
+    undone(service, last(service))
+    assert names(service) == ["CompensateStep label", "CompensateStep reserve", "CancelWorkflow"]
+
+
+def test_a_branch_that_does_not_end_is_waited_for_as_long_as_it_may_take_then_a_human_is_asked() -> None:
+    steps = (StepSpec(step_id="mail", idempotent=False, timeout_ms=60_000), StepSpec(step_id="pack"))
+    service = Service(World(policy("complete_restart")), steps)
+    service.start("mail", timeout_ms=600_000)
+    service.start("pack")
+    service.fail("pack")
+    service.world.advance(59_999)
+    assert names(service) == []
+    service.world.advance(1)
+    assert names(service) == ["PauseWorkflow"]
+
+
 def test_steps_are_resumed_from_an_earlier_one_without_undoing() -> None:
     service = at_ship("resume_from_step", to_step="pay")
     command = last(service)
