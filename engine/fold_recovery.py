@@ -33,6 +33,10 @@ MATCHED_CHARS_MAX = 1_000
 _RUNS_ANEW = frozenset({"ResumeFromCheckpoint", "RestartWorkflow", "RollbackTo", "SkipStep"})
 #: Reasons of a service for which another try of the same kind fails alike.
 _ENDS_RUNG = frozenset({"migration_missing", "migration_failed", "downgrade", "key_erased", "unsupported"})
+#: Reasons for which asking, or undoing, fails alike however often it is tried.
+_HOPELESS = frozenset({"not_reconcilable", "no_compensation", "never_ran", "unsupported", "key_erased"})
+#: No policy allows as many.
+UNDO_TRIES_MAX = 1_000_000
 
 
 def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered) -> bool:
@@ -234,8 +238,7 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
     status = record.status
     if status == "failed":
         _end(state, case, attempt, "failed", record.detail or "the service refused or failed the command")
-        if record.reason in _ENDS_RUNG and not case.undoing:
-            _leave_rung(case, attempt.decision)
+        _take_reason(case, attempt.decision, record.reason)
     elif status == "succeeded" and attempt.decision.command_type in ANSWERED:
         answered(state, case, attempt, record.result or "")
     elif status == "unknown":
@@ -251,6 +254,18 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
             state.runs.pop(state.graph.index.get(attempt.decision.step_id, -1), None)
             state.runs = state.runs or None
     return True
+
+
+def _take_reason(case: Case, decision: RecoveryDecided, reason: str | None) -> None:
+    """What a service says besides that it failed: whether trying again can help."""
+    if decision.command_type == "ReconcileStep":
+        if reason in _HOPELESS:
+            case.reconciled = "cannot_tell"
+    elif case.undoing:
+        if reason in _HOPELESS:
+            case.undo_tries = UNDO_TRIES_MAX
+    elif reason in _ENDS_RUNG:
+        _leave_rung(case, decision)
 
 
 def _branch_stopped(state: WorkflowState, step_id: str) -> None:

@@ -247,6 +247,19 @@ def test_a_failed_compensation_has_tries_of_its_own_then_a_human_is_asked_and_ca
     assert names(service)[4:] == ["CompensateStep reserve"]
 
 
+@pytest.mark.parametrize("reason", ["no_compensation", "never_ran"])
+def test_a_compensation_that_cannot_help_is_not_tried_again(reason: str) -> None:
+    service = at_ship("compensate")
+    service.acknowledge(last(service), "failed", reason=reason)
+    assert names(service) == ["CompensateStep pay", "PauseWorkflow"]
+
+
+def test_a_service_that_cannot_be_asked_cannot_tell() -> None:
+    service = unsure(StepSpec(step_id="pay", idempotent=False, reconcilable=True))
+    service.acknowledge(last(service), "failed", reason="not_reconcilable")
+    assert names(service)[1:] == ["ReconcileStep pay", "PauseWorkflow"]
+
+
 def test_an_error_while_a_step_is_undone_is_a_failure_of_the_compensation() -> None:
     service = at_ship("compensate")
     command = last(service)
