@@ -57,13 +57,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(folder / "out"), str(folder / "client")], check=True, timeout=120)
     (built,) = (folder / "out").iterdir()
-    assert built.name == "kintsugi_client-0.2.0-py3-none-any.whl"
+    assert built.name == "kintsugi_client-0.3.0-py3-none-any.whl"
     return zipfile.ZipFile(built)
 
 
 def test_it_installs_one_package(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert tops == {"kintsugi_client", "kintsugi_client-0.2.0.dist-info"}
+    assert tops == {"kintsugi_client", "kintsugi_client-0.3.0.dist-info"}
     names = set(wheel.namelist())
     assert {"kintsugi_client/__init__.py", "kintsugi_client/py.typed", "kintsugi_client/_schemas/py.typed"} <= names
 
@@ -77,7 +77,7 @@ def test_it_holds_every_schema_and_no_other_data(wheel: zipfile.ZipFile) -> None
 
 
 def test_it_asks_for_what_the_client_imports_and_no_more(wheel: zipfile.ZipFile) -> None:
-    metadata = Parser().parsestr(wheel.read("kintsugi_client-0.2.0.dist-info/METADATA").decode())
+    metadata = Parser().parsestr(wheel.read("kintsugi_client-0.3.0.dist-info/METADATA").decode())
     declared = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = metadata.get_all("Requires-Dist") or []
     always = [n for n in needed if "extra ==" not in n]

@@ -94,7 +94,7 @@ def test_record_that_is_gone_is_found(tmp_path: Path) -> None:
 
 
 def test_every_release_counts_not_the_newest_alone(tmp_path: Path) -> None:
-    for version in ("0.1.0", "0.2.0"):
+    for version in ("0.1.0", "0.2.0", "0.3.0"):
         shutil.copytree(RELEASED / "0.1.0" / "avsc", tmp_path / version / "avsc")
     older = changed("StepStarted", lambda s: field_of(s, "step_id").update(name="step"))
     (tmp_path / "0.1.0" / "avsc" / "step_started.avsc").write_text(json.dumps(older), encoding="utf-8")
