@@ -14,19 +14,16 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
-from obstore.store import ObjectStore, from_url
 
 from engine.inforce import InForce
 from engine.snapshot import VERSION, Dump, SnapshotError, load
 from engine.state import WorkflowState
-from schemas.errors import ConfigError
 from schemas.ids import uuid_bytes, uuid_text
 
 from . import telemetry
 from .deadline import Deadline
+from .snapshot_files import SnapshotFiles
 
-#: Snapshots kept per partition: the newest, and some to fall back on.
-KEPT = 3
 #: Uploads under way at once; a partition whose turn is full comes back later.
 UPLOADS_MAX = 8
 _MAGIC = b"KNTSNAP2"
@@ -88,22 +85,13 @@ class Dumping:
             self._left.clear()
 
 
-def open_store(url: str) -> ObjectStore:
-    """The object store at a URL. ConfigError when it names none."""
-    try:
-        return from_url(url, mkdir=True) if url.startswith("file:") else from_url(url)
-    except Exception as error:
-        raise ConfigError(f"KINTSUGI_OBJECTS: {url!r}: {error}") from error
-
-
 class Snapshots:
     """Snapshots of one group on one topic of one cluster."""
 
     def __init__(self, url: str, *, cluster: str, group: str, topic: str) -> None:
         """ConfigError when the URL names no store."""
-        self._store = open_store(url)
+        self._files = SnapshotFiles(url, cluster=cluster, group=group, topic=topic)
         self._tags = {"cluster": cluster, "group": group, "topic": topic, "version": VERSION}
-        self._prefix = f"snapshots/{cluster}/{group}/{topic}"
         self._log = telemetry.log()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="snapshots")
         self._uploads: set[Future[None]] = set()
@@ -111,21 +99,14 @@ class Snapshots:
 
     def newest(self, partition: int, *, low: int, high: int) -> Found | None:
         """The newest usable snapshot within the log's offsets."""
-        try:
-            for offset, path in sorted(self._list(partition), reverse=True):
-                if not low <= offset <= high:
-                    self._ignore(path, "outside the log")
-                    continue
-                try:
-                    found = self._read(bytes(self._store.get(path).bytes()), partition, offset)
-                except (SnapshotError, ValueError, KeyError, TypeError) as error:
-                    self._ignore(path, str(error))
-                    continue
-                telemetry.SNAPSHOTS.labels("loaded").inc()
-                return found
-        except Exception as error:  # the store is away: the log is there
-            telemetry.SNAPSHOTS.labels("failed").inc()
-            self._log.warning("snapshots not readable", partition=partition, error=error)
+        for offset, path, data in self._files.usable(partition, low=low, high=high):
+            try:
+                found = self._read(data, partition, offset)
+            except (SnapshotError, ValueError, KeyError, TypeError) as error:
+                self._files.ignore(path, str(error))
+                continue
+            telemetry.SNAPSHOTS.labels("loaded").inc()
+            return found
         return None
 
     @property
@@ -168,16 +149,9 @@ class Snapshots:
             self._uploads.discard(upload)
 
     def _upload(self, partition: int, made: Dumping) -> None:
-        try:
-            head = orjson.dumps({**self._tags, "partition": partition, "offset": made.offset})
-            data = b"".join((_MAGIC, len(head).to_bytes(4, "big"), head, made.data()))
-            self._store.put(f"{self._prefix}/{partition}/{made.offset:020d}", data)
-            for _, path in sorted(self._list(partition), reverse=True)[KEPT:]:
-                self._store.delete(path)
-            telemetry.SNAPSHOTS.labels("saved").inc()
-        except Exception as error:
-            telemetry.SNAPSHOTS.labels("failed").inc()
-            self._log.warning("snapshot not saved", partition=partition, error=error)
+        head = orjson.dumps({**self._tags, "partition": partition, "offset": made.offset})
+        start = _MAGIC + len(head).to_bytes(4, "big") + head
+        self._files.write(partition, made.offset, lambda: start + made.data())
 
     def _read(self, data: bytes, partition: int, offset: int) -> Found:
         size = int.from_bytes(data[8:12], "big")
@@ -192,19 +166,6 @@ class Snapshots:
         in_force, at = _part(data, at)
         ended = [uuid_text(gone[i : i + 16]) for i in range(0, len(gone), 16)]
         return Found(offset, load(data[at:]), ended, orjson.loads(in_force))
-
-    def _ignore(self, path: str, reason: str) -> None:
-        telemetry.SNAPSHOTS.labels("ignored").inc()
-        self._log.warning("snapshot ignored", path=path, reason=reason[:300])
-
-    def _list(self, partition: int) -> list[tuple[int, str]]:
-        found = []
-        for chunk in self._store.list(prefix=f"{self._prefix}/{partition}"):
-            for meta in chunk:
-                name = meta["path"].rsplit("/", 1)[-1]
-                if name.isdigit():
-                    found.append((int(name), meta["path"]))
-        return found
 
 
 def _part(data: bytes, at: int) -> tuple[bytes, int]:

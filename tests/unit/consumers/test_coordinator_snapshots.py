@@ -7,7 +7,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from consumers.coordinator_snapshots import KEPT, CoordinatorSnapshots
+from consumers.coordinator_snapshots import CoordinatorSnapshots
+from consumers.snapshot_files import KEPT
 from consumers.deadline import Deadline
 from schemas.errors import ConfigError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from consumers.deadline import Deadline
-from consumers.snapshots import KEPT, Snapshots
+from consumers.snapshot_files import KEPT
+from consumers.snapshots import Snapshots
 from engine.inforce import InForce
 from engine.policy import default_policy
 from engine.state import WorkflowState
