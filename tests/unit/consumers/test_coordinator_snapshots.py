@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from consumers.coordinator_snapshots import CoordinatorSnapshots
-from consumers.snapshot_files import KEPT
 from consumers.deadline import Deadline
+from consumers.snapshot_files import KEPT
 from schemas.errors import ConfigError
 
 
