@@ -69,11 +69,10 @@ def _skip(state: WorkflowState, case: Case, parameters: Mapping[str, Any]) -> Pl
     result = parameters.get("result")
     if result is not None and not _is_object(result):
         return Unavailable("the result is no JSON object")
-    found = state.checkpoints_before(case.opened_offset)
     return Plan(
         command_type="SkipStep",
         action=f"go on after step {case.step_id!r} without it",
-        checkpoint=found[-1] if found else None,
+        checkpoint=state.newest_before(case.opened_offset),
         parameters={"result": result} if result is not None else None,
     )
 

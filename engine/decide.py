@@ -13,7 +13,7 @@ from schemas.records.events import (
 )
 
 from . import branches, people, requests
-from .by_hand import next_stage
+from .by_hand import LADDER, next_stage
 from .classify import classify
 from .commands import command_of
 from .coordinating import TOLD, coordinate, key_of
@@ -53,7 +53,7 @@ def _hold(state: WorkflowState, event: Delivered, policy: Policy, breakers: Brea
     if case is None or attempt is None or attempt.status != "sent" or t.outcome == "released":
         return None
     decision = attempt.decision
-    if decision.command_type is None or decision.strategy == MANUAL or decision.ladder == people.LADDER:
+    if decision.command_type is None or decision.strategy == MANUAL or decision.ladder == LADDER:
         return None
     key = key_of(case.fingerprint, case.dependency)
     if breakers and breakers.is_open(key):

@@ -203,10 +203,7 @@ def _step_compensated(state: WorkflowState, record: StepCompensated, event: Deli
 
 def _end_run(state: WorkflowState, number: int, status: int) -> None:
     state.set_step(number, status)
-    if state.runs is not None:
-        state.runs.pop(number, None)
-        if not state.runs:
-            state.runs = None
+    state.end_run(number)
 
 
 def _checkpoint(state: WorkflowState, record: CheckpointCreated, event: Delivered) -> bool:

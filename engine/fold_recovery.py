@@ -67,7 +67,7 @@ def error(state: WorkflowState, record: WorkflowErrorOccurred, event: Delivered)
             unsure=_unsure(record, run),
             approved=approved,
         )
-        state.cases = {**(state.cases or {}), case.error_id: case}
+        state.open_case(case)
         state.transitions = (*state.transitions, Transition("opened", case))
         detection.loop_found(state, record, case)
         return True
@@ -123,9 +123,7 @@ def _fail_run(state: WorkflowState, record: WorkflowErrorOccurred) -> StepRun | 
     run = (state.runs or {}).get(number)
     if run is None or record.step_run_id not in (None, run.run_id):
         return None
-    assert state.runs is not None
-    del state.runs[number]
-    state.runs = state.runs or None
+    state.end_run(number)
     state.set_step(number, FAILED)
     return run
 
@@ -159,7 +157,12 @@ def _still_there(state: WorkflowState, checkpoint_id: str | None) -> bool:
 
 def _leave_rung(case: Case, decision: RecoveryDecided) -> None:
     """Another try of the same kind would fail alike."""
-    case.progress = {**(case.progress or {}), decision.ladder or decision.error_type: (decision.rung + 1, 0)}
+    case.progress = {**(case.progress or {}), _ladder_of(decision): (decision.rung + 1, 0)}
+
+
+def _ladder_of(decision: RecoveryDecided) -> str:
+    """What progress is kept under. Engines before 0.3.0 named no ladder: each error type had one."""
+    return decision.ladder or decision.error_type
 
 
 def _use(state: WorkflowState, case: Case, decision: RecoveryDecided) -> None:
@@ -170,7 +173,7 @@ def _use(state: WorkflowState, case: Case, decision: RecoveryDecided) -> None:
         return
     case.undoing = ""
     progress = case.progress or {}
-    key = decision.ladder or decision.error_type
+    key = _ladder_of(decision)
     rung, count = progress.get(key, (decision.rung, 0))
     case.progress = {**progress, key: (rung, count + 1)}
     if decision.strategy in RESTORING and _still_there(state, decision.checkpoint_id):
@@ -206,7 +209,7 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
     state.cost += record.cost
     state.attempts += 1
     progress = case.progress or {}
-    key = record.ladder or record.error_type
+    key = _ladder_of(record)
     rung, count = progress.get(key, (record.rung, 0))
     case.progress = {**progress, key: (record.rung, count if rung == record.rung else 0)}
     if record.stage.startswith(UNDO_STAGE) and not case.undoing:
@@ -250,9 +253,8 @@ def acknowledged(state: WorkflowState, record: CommandAcknowledged, event: Deliv
         if attempt.decision.command_type in _RUNS_ANEW:
             state.runs = None
             detection.begun_anew(state)
-        elif state.runs is not None:
-            state.runs.pop(state.graph.index.get(attempt.decision.step_id, -1), None)
-            state.runs = state.runs or None
+        else:
+            state.end_run(state.graph.index.get(attempt.decision.step_id, -1))
     return True
 
 
@@ -272,8 +274,7 @@ def _branch_stopped(state: WorkflowState, step_id: str) -> None:
     """A step was stopped because another failed: it can begin again."""
     number = state.graph.index.get(step_id, -1)
     if state.runs and number in state.runs:
-        del state.runs[number]
-        state.runs = state.runs or None
+        state.end_run(number)
         state.set_step(number, PENDING)
 
 
@@ -292,7 +293,7 @@ def _done(state: WorkflowState, case: Case, command_id: str | None, run: StepRun
     if attempt is not None and in_flight(attempt) and command_id != attempt.decision.command_id:
         if run is None or run.started_at_us < attempt.sent_at_us:
             return
-    _close(state, case)
+    state.close_case(case)
     resource = resource_of(case.error_code)
     if case.scaled > 1 and resource is not None:
         state.sizes = {**(state.sizes or {}), resource: case.scaled}
@@ -308,12 +309,6 @@ def close_all(state: WorkflowState, *, recovered: bool, status: str) -> None:
         Transition(kind, case, case.attempt, outcome, f"the workflow was {status}") for case in cases
     )
     state.cases = None
-
-
-def _close(state: WorkflowState, case: Case) -> None:
-    cases = dict(state.cases or {})
-    cases.pop(case.error_id, None)
-    state.cases = cases or None
 
 
 def unpause(state: WorkflowState, now_us: int) -> None:

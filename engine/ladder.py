@@ -152,11 +152,10 @@ def _give_up(
         plan = Plan(command_type="CancelWorkflow", action=f"give the workflow up: step {case.step_id!r} failed")
         return Choice("fail_dependants", last, plan, rule, tuple(passed), ladder=ladder.name)
     left_out = waiting(state, case.step_id)
-    found = state.checkpoints_before(case.opened_offset)
     plan = Plan(
         command_type="SkipStep",
         action=f"leave out step {case.step_id!r} and {len(left_out)} that depend on it",
-        checkpoint=found[-1] if found else None,
+        checkpoint=state.newest_before(case.opened_offset),
         parameters={"dependants": list(left_out)},
     )
     return Choice("skip_dependants", last, plan, rule, tuple(passed), ladder=ladder.name)

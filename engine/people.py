@@ -22,7 +22,6 @@ from schemas.records.events import (
 )
 
 from .by_hand import CANCEL, SKIP, TEXT_CHARS_MAX, decision_of, object_of, plan_of
-from .by_hand import LADDER as LADDER
 from .effects import Append, Effect, fact
 from .events import Delivered
 from .fold_stages import in_flight
@@ -105,9 +104,7 @@ def point_reached(state: WorkflowState, record: InterventionPointReached, event:
     if not state.first_sight(record.event_id):
         return False
     number = state.step_index(record.step_id)
-    if state.runs is not None and number in state.runs:
-        del state.runs[number]
-        state.runs = state.runs or None
+    state.end_run(number)
     case = state.case_of(record.step_id)
     if case is None:
         _open_point(state, record, event)
@@ -133,7 +130,7 @@ def _open_point(state: WorkflowState, record: InterventionPointReached, event: D
         error_code=_POINT_CODE,
         fingerprint=fingerprint_of(state.workflow_type, record.step_id, _POINT_CODE, "", None),
     )
-    state.cases = {**(state.cases or {}), case.error_id: case}
+    state.open_case(case)
     state.transitions = (Transition("point", case),)
 
 
@@ -141,9 +138,7 @@ def point_passed(state: WorkflowState, case: Case) -> bool:
     """The step that a human let pass failed: that is an error of its own, and the point's case is over."""
     if case.error_type != POINT or case.attempt is None:
         return False
-    cases = dict(state.cases or {})
-    del cases[case.error_id]
-    state.cases = cases or None
+    state.close_case(case)
     detail = "the step was let pass, and failed"
     state.transitions = (Transition("recovered", case, case.attempt, "succeeded", detail),)
     return True

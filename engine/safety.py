@@ -14,18 +14,14 @@ from .strategies import Plan, Unavailable
 #: Stage of a decision that sends nothing: a step that must not be given up is still at work.
 WAIT = "wait"
 
-#: Commands after which the failed step, or what stands for it, runs again.
-_REPEATING = frozenset(
-    {"RetryStep", "ResumeFromCheckpoint", "RestartWorkflow", "RunAlternativePath", "RollbackTo", "CompensateStep"}
-)
 #: Commands that go back to the state of a checkpoint, and run what completed after it again.
 _RESTORING = frozenset({"RetryStep", "ResumeFromCheckpoint", "RunAlternativePath"})
 #: Commands that give up whatever else is at work. A retry leaves other branches alone.
 _REPLACING = frozenset(
     {"ResumeFromCheckpoint", "RestartWorkflow", "RunAlternativePath", "RollbackTo", "CompensateStep"}
 )
-
-
+#: Commands after which the failed step, or what stands for it, runs again.
+_REPEATING = _REPLACING | {"RetryStep"}
 #: Commands of a repair that undoes what completed.
 _UNDOING = frozenset({"CompensateStep", "RollbackTo"})
 
@@ -98,20 +94,18 @@ def _settle_outcome(state: WorkflowState, case: Case) -> Plan | Unknowable | Non
     if not case.unsure or spec is None or spec.idempotent or case.reconciled == "no_effect":
         return None
     if case.reconciled == "took_effect":
-        found = state.checkpoints_before(case.opened_offset)
         return Plan(
             command_type="SkipStep",
             action=f"step {case.step_id!r} took effect: go on after it",
-            checkpoint=found[-1] if found else None,
+            checkpoint=state.newest_before(case.opened_offset),
         )
     if case.reconciled:
         return Unknowable(f"whether step {case.step_id!r} took effect, its service cannot tell")
     if not spec.reconcilable:
         return Unknowable(f"step {case.step_id!r} may have taken effect, and is neither idempotent nor reconcilable")
-    found = state.checkpoints_before(case.opened_offset)
     return Plan(
         command_type="ReconcileStep",
         action=f"ask whether step {case.step_id!r} took effect",
-        checkpoint=found[-1] if found else None,
+        checkpoint=state.newest_before(case.opened_offset),
         stage="reconcile",
     )

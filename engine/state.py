@@ -245,6 +245,21 @@ class WorkflowState:
             self.steps = bytearray(self.steps) + b"\x00"
         return number
 
+    def end_run(self, number: int) -> None:
+        """The run of a step, if it has one, is over."""
+        if self.runs is not None:
+            self.runs.pop(number, None)
+            self.runs = self.runs or None
+
+    def open_case(self, case: Case) -> None:
+        """An error begins to be repaired."""
+        self.cases = {**(self.cases or {}), case.error_id: case}
+
+    def close_case(self, case: Case) -> None:
+        """An error is over."""
+        left = {error_id: other for error_id, other in (self.cases or {}).items() if error_id != case.error_id}
+        self.cases = left or None
+
     def set_step(self, number: int, status: int) -> None:
         """Record the status of a step."""
         if not isinstance(self.steps, bytearray):
@@ -297,6 +312,11 @@ class WorkflowState:
     def checkpoints_before(self, offset: int) -> list[CheckpointRef]:
         """Verified checkpoints that stand before `offset` in the log, oldest first."""
         return [ref for ref in self.all_checkpoints() if ref.offset < offset]
+
+    def newest_before(self, offset: int) -> CheckpointRef | None:
+        """The newest verified checkpoint that stands before `offset` in the log."""
+        found = self.checkpoints_before(offset)
+        return found[-1] if found else None
 
     def checkpoint_beside(self, step_id: str, offset: int) -> CheckpointRef | None:
         """The newest checkpoint after `offset` that another step made: a branch that went on beside the failed one."""
