@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from schemas.ids import derive_id
-from schemas.records.events import RecoveryDecided
-
-from .effects import Append, fact
+from .effects import Append
 from .events import Delivered
 from .policy.model import Policy, Rung
+from .propose import write_down
 from .state import Case, Transition, WorkflowState
 from .strategies import MANUAL, STRATEGIES, Plan, Situation, Unavailable
 
@@ -139,39 +137,18 @@ def decision_of(
     parameters: Mapping[str, Any] | None = None,
 ) -> Append:
     """A human chose: the command goes out like any other. `parameters` of the answer come on top of the plan's."""
-    number = number or case.next_number
-    event_id = derive_id(event.record.event_id, f"decided|{case.error_id}", number)
-    checkpoint = plan.checkpoint
-    fields = {**(plan.parameters or {}), **(parameters or {})}
-    return Append(
-        fact(
-            RecoveryDecided,
-            event,
-            f"decided|{case.error_id}",
-            number,
-            error_id=case.error_id,
-            attempt_id=derive_id(case.error_id, "attempt", number),
-            attempt_number=number,
-            error_type=case.error_type,
-            rung=len(policy.ladder(case.error_type).rungs),
-            strategy=strategy,
-            step_id=plan.step_id or case.step_id,
-            command_type=plan.command_type,
-            command_id=derive_id(event_id, "command") if plan.command_type else None,
-            execute_after_ms=plan.execute_after_ms,
-            timeout_ms=plan.timeout_ms,
-            checkpoint_id=checkpoint.checkpoint_id if checkpoint else None,
-            checkpoint_partition=state.partition if checkpoint else None,
-            checkpoint_offset=checkpoint.offset if checkpoint else None,
-            checkpoint_digest=checkpoint.digest if checkpoint else None,
-            policy_version=policy.version,
-            rule=rule,
-            evidence=json.dumps({"action": plan.action, **evidence}, sort_keys=True),
-            alternatives="[]",
-            stage=plan.stage,
-            parameters=json.dumps(fields, sort_keys=True) if fields else None,
-            ladder=LADDER,
-        )
+    return write_down(
+        event,
+        state,
+        policy,
+        case,
+        replace(plan, parameters={**(plan.parameters or {}), **(parameters or {})}),
+        strategy,
+        number=number or case.next_number,
+        rung=len(policy.ladder(case.error_type).rungs),
+        ladder=LADDER,
+        rule=rule,
+        evidence=evidence,
     )
 
 
