@@ -166,7 +166,8 @@ def _other_values(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1, -value - 1]
+        # Towards zero: the largest integers of canonical JSON have no neighbour beyond them.
+        return [value - 1 if value > 0 else value + 1, -value or 7]
     if isinstance(value, str):
         return [value + "x", ""]
     return ["something"] if value is None else [None]
