@@ -134,6 +134,7 @@ FIELDS = {
     "severity": _Field(sql.SQL("e.error_severity"), _TEXT, _text, "high"),
     "status": _Field(sql.SQL("e.status"), ("=", "!="), _status, "open, recovering or waiting_for_human"),
     "fingerprint": _Field(sql.SQL("e.fingerprint"), _TEXT, _text, "9f86d081884c7d65"),
+    "dependency": _Field(sql.SQL("e.dependency"), _TEXT, _text, "payments"),
     "attempts": _Field(sql.SQL("e.recovery_attempts"), _ORDER, _number, "3"),
     "age": _Field(sql.SQL("extract(epoch FROM now() - e.created_at)"), _ORDER, _seconds, "30s, 15m, 2h, 1d or 1w"),
     "waiting": _Field(sql.SQL("(e.status = 'waiting_for_human')"), ("=", "!="), _truth, "true or false"),

@@ -31,7 +31,8 @@ from .archive import history_of
 from .lineage import Lineage
 from .stack import Addresses
 
-#: Steps of one repair that are shown and written into a plan; a workflow may have thousands.
+#: Steps of one repair that are shown and written into a plan; a workflow may have thousands. Of those that have to be
+#: accepted by name none is left out.
 STEPS_MAX = 200
 #: Commands after which the failed step alone runs again.
 _ONE_STEP = frozenset({"RetryStep", "ScaleResources"})
@@ -86,7 +87,12 @@ class Seen:
 
     def again(self, case: Case, plan: Plan) -> list[Again]:
         """Steps that run again when this plan is carried out, the failed one among them."""
-        return [self._again(step_id) for step_id in self._steps(case, plan)][:STEPS_MAX]
+        steps = [self._again(step_id) for step_id in self._steps(case, plan)]
+        if len(steps) <= STEPS_MAX:
+            return steps
+        room = STEPS_MAX - sum(not step.idempotent for step in steps)
+        plain = {step.step_id for step in [step for step in steps if step.idempotent][: max(0, room)]}
+        return [step for step in steps if not step.idempotent or step.step_id in plain]
 
     def _steps(self, case: Case, plan: Plan) -> Iterable[str]:
         command = plan.command_type

@@ -7,9 +7,10 @@ digest tells whether somebody changed it since; its cluster, whether it is for t
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from schemas.canonical import canonical_bytes, digest_of
 from schemas.errors import ConfigError
 
 from .audit import actor
-from .output import CONFLICT
+from .output import CONFLICT, printable
 from .recover_filter import compiled, parse
 from .recover_look import Place, Row, look
 from .reveal import policy_of
@@ -38,6 +39,8 @@ from .stack import Addresses
 
 #: Errors of one plan. What is not repaired by so many needs another remedy.
 ITEMS_MAX = 10_000
+#: Steps that a refusal names; the plan has all.
+NAMED_MAX = 50
 #: The world of a plan changes; what is older has to be made anew.
 AGE_HOURS_MAX = 24
 #: Largest plan that is read: ITEMS_MAX items with their steps.
@@ -117,6 +120,17 @@ class Plan(_Model):
                 if not step.idempotent:
                     counts[step.step_id] = counts.get(step.step_id, 0) + 1
         return counts
+
+    def check_accepted(self, steps: Collection[str]) -> None:
+        """RefusedError unless each step that would run again and is not idempotent is among these. What people choose
+        is carried out without asking the service first, so those that could be reconciled are no exception."""
+        counts = self.side_effects()
+        missing = sorted(step for step in counts if step not in steps)
+        if not missing:
+            return
+        named = [f"--accept-rerun {shlex.quote(printable(step))}" for step in missing[:NAMED_MAX]]
+        more = f" and {len(missing) - NAMED_MAX} more" if len(missing) > NAMED_MAX else ""
+        raise RefusedError(f"not idempotent, and would run again: say that you accept it: {' '.join(named)}{more}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

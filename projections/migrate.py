@@ -19,7 +19,10 @@ from .store import CONNECT_TIMEOUT_S, GENERATION
 #: One migration at a time, whoever runs it.
 _LOCK = 0x6B696E74
 #: What a version of the tables changes in those of the version before; its new tables come after it.
-_CHANGES: dict[int, tuple[str, ...]] = {2: ("0002_states.sql", "0002_redactions.sql"), 3: ("0003_interventions.sql",)}
+_CHANGES: dict[int, tuple[str, ...]] = {
+    2: ("0002_states.sql", "0002_redactions.sql"),
+    3: ("0003_interventions.sql", "0003_errors.sql"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

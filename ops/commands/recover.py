@@ -35,6 +35,11 @@ _SHOWN_MAX = 20
 )
 @click.option("--execute", type=click.Path(path_type=Path), help="Carry this plan out.")
 @click.option("--reason", help="Why; required. Goes into the log and to the audit log.")
+@click.option(
+    "--accept-rerun",
+    multiple=True,
+    help="With --execute: a step that runs again and is not idempotent; once for each.",
+)
 @click.option("--rate", default="10/s", show_default=True, help="Requests a second at most.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--wait", "wait_s", type=click.FloatRange(0.0, _WAIT_S_MAX), default=WAIT_S_DEFAULT, show_default=True,
@@ -48,6 +53,7 @@ def recover(
     limit: int,
     execute: Path | None,
     reason: str | None,
+    accept_rerun: tuple[str, ...],
     rate: str,
     yes: bool,
     wait_s: float,
@@ -56,19 +62,19 @@ def recover(
     """Plan one repair for many open errors, and carry the plan out.
 
     A plan is a file. It says for each error what would be done, which steps would run again, and which of them are not
-    idempotent. Nothing is changed until it is executed; an error that has moved on since then is left alone, as stale.
-    Ctrl-C pauses an execution, and running it again goes on where it was.
+    idempotent: each of those has to be accepted by name. Nothing is changed until it is executed; an error that has
+    moved on since then is left alone, as stale. Ctrl-C pauses an execution, and running it again goes on where it was.
 
     \b
       kintsugi recover --where 'type=timeout and age<1h' --strategy retry_step --reason "bank is back" --plan p.json
-      kintsugi recover --execute p.json --reason "bank is back" --rate 20/s
+      kintsugi recover --execute p.json --reason "bank is back" --accept-rerun pay --rate 20/s
 
     \b
-    Fields: type code workflow_type workflow step severity status fingerprint attempts age waiting
+    Fields: type code workflow_type workflow step severity status fingerprint dependency attempts age waiting
     Operators: = != < <= > >= ~ (glob), and, or, not, parentheses
 
     Exit 0: planned, or all recovered, 1: none recovered, 4: the plan was changed, is too old or for another cluster,
-    or nobody agreed, 5: some were not recovered, 130: paused.
+    a step was not accepted, or nobody agreed, 5: some were not recovered, 130: paused.
     """
     from ops.interventions import check_reason
 
@@ -76,7 +82,9 @@ def recover(
     if execute is not None:
         if wanted or strategy or parameters or plan_file:
             raise click.UsageError("--execute takes its filter and strategy from the plan")
-        raise click.exceptions.Exit(_execute(execute, why, rate, yes, wait_s, output))
+        raise click.exceptions.Exit(_execute(execute, why, accept_rerun, rate, yes, wait_s, output))
+    if accept_rerun:
+        raise click.UsageError("--accept-rerun goes with --execute: the plan says which steps run again")
     if not wanted or not strategy:
         raise click.UsageError("--where and --strategy make a plan, --execute carries one out")
     _plan(wanted, strategy, _parameters(parameters), plan_file, limit, why, output)
@@ -132,7 +140,8 @@ def _plan(
     if gaps:
         say("parts of the history are gone: the steps listed may not be all")
     say(f"{len(plan.possible)} of {len(plan.items)} errors can be repaired so; nothing was changed. To carry it out:")
-    say(f"  kintsugi recover --execute {path} --reason ...")
+    accept = " --accept-rerun STEP" if plan.side_effects() else ""
+    say(f"  kintsugi recover --execute {path} --reason ...{accept}")
 
 
 def _show_plan(plan: Plan) -> None:
@@ -167,13 +176,16 @@ def _lines(rows: list[dict[str, Any]]) -> None:
         click.echo(orjson.dumps(row).decode())
 
 
-def _execute(path: Path, reason: str, rate_text: str, yes: bool, wait_s: float, output: str) -> int:
+def _execute(
+    path: Path, reason: str, accepted: tuple[str, ...], rate_text: str, yes: bool, wait_s: float, output: str
+) -> int:
     from ops import recover_plan as planning
     from ops.recover import Execution, check_rate
     from ops.stack import addresses
 
     rate = check_rate(rate_text)
     plan = planning.read(path, now_us=time.time_ns() // 1000)
+    plan.check_accepted(accepted)
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("nobody is there to ask: --yes carries the plan out")
     with Execution(addresses(), plan, path, reason) as run:
@@ -205,10 +217,12 @@ def _question(plan: Plan, left: int) -> str:
 def _carry_out(run: Execution, reason: str, rate: float, wait_s: float) -> bool:
     """Whether it was paused."""
     from ops.audit import audited
+    from ops.recover_plan import NAMED_MAX
 
     plan, paused = run.plan, False
     with audited(run.address.kafka, "recover.execute", subject=plan.plan_id, reason=reason) as told:
         told.update(filter=plan.filter, strategy=plan.strategy, items=len(plan.items))
+        told.update(accepted=sorted(plan.side_effects())[:NAMED_MAX])
         try:
             with progress_bar() as move:
                 run.ask(rate, lambda done, of: move("asked for", done, of))

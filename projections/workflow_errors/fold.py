@@ -50,6 +50,7 @@ class Row(NamedTuple):
     updated_at: int
     reason: str | None
     sealed: bytes | None
+    dependency: str | None
 
 
 def _occurred(event: Delivered) -> Row:
@@ -78,6 +79,7 @@ def _occurred(event: Delivered) -> Row:
         updated_at=event.timestamp_us,
         reason=text_or_none(r.reason),
         sealed=r.sealed,
+        dependency=text_or_none(r.dependency),
     )
 
 
@@ -158,7 +160,8 @@ TABLE = Table(
         workflow_type="text",
         updated_at="time",
     )
-    + columns(2, reason="text", sealed="bytea"),
+    + columns(2, reason="text", sealed="bytea")
+    + columns(3, dependency="text"),
     touches={
         WorkflowErrorOccurred: Touch(_error_id, once(_occurred)),
         ErrorClassified: Touch(_error_id, change(_classified)),

@@ -98,6 +98,15 @@ def test_of_thousands_of_steps_the_first_are_told() -> None:
     assert len(again(service, "complete_restart")) == STEPS_MAX
 
 
+def test_of_steps_that_have_to_be_accepted_none_is_left_out() -> None:
+    names = tuple(f"s{n}" for n in range(STEPS_MAX + 50))
+    steps = tuple(StepSpec(step_id=name, idempotent=name != "s240") for name in names)
+    told = again(failed(steps, names[:-1], names[-1]), "complete_restart")
+    assert len(told) == STEPS_MAX
+    assert [step.step_id for step in told if not step.idempotent] == ["s240"]
+    assert [step.step_id for step in told[:-1]] == [f"s{n}" for n in range(STEPS_MAX - 1)]
+
+
 def test_what_cannot_be_done_is_said() -> None:
     found = seen(failed())
     assert found.state is not None

@@ -15,7 +15,7 @@ from engine.people import DECISIONS
 from ops.commands import interventions as commands
 from ops.commands.recover import recover
 from ops.recover import OUTCOMES, Journal, Result, check_rate
-from ops.recover_plan import AGE_HOURS_MAX, Item, Plan, RefusedError, Step, read, write
+from ops.recover_plan import AGE_HOURS_MAX, NAMED_MAX, Item, Plan, RefusedError, Step, read, write
 from schemas.errors import ConfigError
 
 NOW_US = 1_800_000_000_000_000
@@ -168,12 +168,39 @@ def test_a_rate_that_is_none_is_refused(text: str) -> None:
         (["--where", "type=a"], "--where and --strategy make a plan"),
         (["--where", "type=a", "--strategy", "retry_step", "--parameter", "x"], "one looks like to_step=pay"),
         (["--execute", __file__, "--where", "type=a"], "takes its filter and strategy from the plan"),
+        (["--where", "type=a", "--strategy", "retry_step", "--accept-rerun", "pay"], "goes with --execute"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_refused(arguments: list[str], why: str) -> None:
     done = CliRunner().invoke(recover, [*arguments, "--reason", "r"])
     assert done.exit_code == 2
     assert why in done.output
+
+
+def test_each_step_that_is_not_idempotent_has_to_be_accepted() -> None:
+    def step(step_id: str, *, idempotent: bool = False) -> Step:
+        return Step(step_id=step_id, completed=1, idempotent=idempotent, compensation=None)
+
+    made = plan(
+        item(0, runs_again=(step("pay"), step("build", idempotent=True))),
+        item(1, runs_again=(step("send mail"), step("pay"))),
+        item(2, runs_again=(step("burn"),), possible=False),
+    )
+    with pytest.raises(RefusedError, match=r"accept it: --accept-rerun pay --accept-rerun 'send mail'$") as refused:
+        made.check_accepted(())
+    assert refused.value.exit_code == 4
+    with pytest.raises(RefusedError, match=r"accept it: --accept-rerun 'send mail'$"):
+        made.check_accepted(("pay", "build"))
+    made.check_accepted(("send mail", "pay"))
+    plan(item(0)).check_accepted(())
+
+
+def test_a_refusal_names_so_many_steps() -> None:
+    steps = tuple(
+        Step(step_id=f"s{n:03}", completed=1, idempotent=False, compensation=None) for n in range(NAMED_MAX + 7)
+    )
+    with pytest.raises(RefusedError, match=rf"--accept-rerun s{NAMED_MAX - 1:03} and 7 more$"):
+        plan(item(0, runs_again=steps)).check_accepted(())
 
 
 def test_every_decision_is_offered_on_the_command_line() -> None:
