@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +22,17 @@ from schemas.records.events import (
     StepSpec,
     StepStarted,
     WorkflowCancelled,
-    WorkflowErrorOccurred,
-    WorkflowStarted,
 )
 from schemas.topics import AUDIT
 
-from .cli import Cli
-from .kit import Role, Topics, build, wait_for
-
-#: Asks a human at once.
-PATIENT = Path(__file__).with_name("ask_at_once.yaml")
-Start = Callable[..., Role]
+from ..cli import Cli
+from ..kit import Topics, build, wait_for
+from .kit import failing
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
-    return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ann"}
-
-
-@pytest.fixture
-def cli(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Cli:
-    return Cli({**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}, monkeypatch, capfd)
-
-
-@pytest.fixture
-def code(start: Start) -> str:
+def code(roles: None) -> str:
     """The error code of one test's errors, with the roles running."""
-    start("recovery", "--policy", str(PATIENT)).wait_log("started")
-    start("projector").wait_log("started")
     return f"E{uuid.uuid4().hex}"
 
 
@@ -111,26 +91,9 @@ def service(own: Addresses) -> Iterator[Service]:
 
 def fail(topics: Topics, own: Addresses, code: str, count: int) -> list[str]:
     """So many workflows whose step failed and that wait for a human, as the tables show; their ids."""
-    found = []
-    for _ in range(count):
-        workflow_id, run_id = str(uuid.uuid4()), str(uuid.uuid4())
-        found.append(workflow_id)
-        topics.put(
-            build(
-                WorkflowStarted, workflow_id, workflow_version="1", steps=(StepSpec(step_id="pay", idempotent=False),)
-            ),
-            build(StepStarted, workflow_id, step_id="pay", step_run_id=run_id),
-            build(
-                WorkflowErrorOccurred,
-                workflow_id,
-                error_id=str(uuid.uuid4()),
-                step_id="pay",
-                step_run_id=run_id,
-                error_code=code,
-                error_message="the bank is away",
-                detected_by="service",
-            ),
-        )
+    steps = (StepSpec(step_id="pay", idempotent=False),)
+    error = {"error_code": code, "error_message": "the bank is away", "dependency": "bank"}
+    found = [failing(topics, steps=steps, error=error) for _ in range(count)]
 
     def waiting() -> bool:
         query = "SELECT count(*) FROM workflow_errors WHERE error_code = %s AND status = 'waiting_for_human'"
@@ -154,7 +117,8 @@ def test_a_plan_is_carried_out_item_by_item(
     path = tmp_path / "plan.json"
     wanted = (
         f"code={code} and type~unk* and workflow_type='development' and step~p?y and severity!=none and waiting=yes"
-        f" and status=waiting_for_human and attempts>=1 and age<1h and fingerprint!=x and not workflow={uuid.uuid4()}"
+        f" and status=waiting_for_human and attempts>=1 and age<1h and fingerprint!=x and dependency=bank"
+        f" and dependency~b* and not workflow={uuid.uuid4()}"
     )
     arguments = ("--strategy", "retry_step", "--reason", "the bank is back")
     planned = cli("recover", "--where", wanted, *arguments, "--plan", str(path), "--output", "json")
@@ -179,6 +143,10 @@ def test_a_plan_is_carried_out_item_by_item(
 
     wait_for("the workflow that moved on", ended)
     execute = ("recover", "--execute", str(path), "--reason", "the bank is back", "--yes", "--output", "jsonl")
+    unsaid = cli(*execute)
+    assert (unsaid.code, "--accept-rerun pay" in unsaid.err) == (4, True)
+    assert topics.events(RecoveryRequested, {mended, broken, moved}) == []
+    execute = (*execute, "--accept-rerun", "pay")
     done = cli(*execute, "--rate", "100/s", "--wait", "30")
     assert done.code == 5, done.err
     rows = [json.loads(line) for line in done.out.splitlines()]
@@ -195,6 +163,7 @@ def test_a_plan_is_carried_out_item_by_item(
     entries = [json.loads(m.value() or b"{}") for m in topics.read(AUDIT)]
     mine = [e for e in entries if e["subject"] == planned.json["plan_id"] and e["outcome"] == "done"]
     assert [(e["action"], e["detail"]["recovered"]) for e in mine] == [("recover.execute", 1)] * 2
+    assert mine[0]["detail"]["accepted"] == ["pay"]
 
 
 def test_an_execution_that_was_paused_goes_on_where_it_was(
@@ -211,7 +180,7 @@ def test_an_execution_that_was_paused_goes_on_where_it_was(
     path = tmp_path / "plan.json"
     arguments = ("--where", f"code={code}", "--strategy", "retry_step", "--reason", "r", "--plan", str(path))
     assert cli("recover", *arguments).code == 0
-    execute = ("recover", "--execute", str(path), "--reason", "r", "--yes", "--output", "json")
+    execute = ("recover", "--execute", str(path), "--reason", "r", "--accept-rerun", "pay", "--yes", "--output", "json")
     original, calls = Execution._ask_one, []
 
     def interrupted(self: Execution, result: Any) -> None:

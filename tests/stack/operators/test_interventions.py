@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,58 +19,14 @@ from schemas.records.events import (
     InterventionRequested,
     InterventionResolved,
     StepSpec,
-    StepStarted,
-    WorkflowErrorOccurred,
     WorkflowStarted,
 )
 from schemas.sealing import unseal_fields
 from schemas.topics import AUDIT
 
-from .cli import Cli
-from .kit import Role, Topics, build, wait_for
-
-#: Asks a human at once.
-PATIENT = Path(__file__).with_name("ask_at_once.yaml")
-Start = Callable[..., Role]
-
-
-@pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
-    return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ann"}
-
-
-@pytest.fixture
-def cli(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Cli:
-    return Cli({**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}, monkeypatch, capfd)
-
-
-@pytest.fixture
-def roles(start: Start) -> None:
-    start("recovery", "--policy", str(PATIENT)).wait_log("started")
-    start("projector").wait_log("started")
-
-
-def failing(topics: Topics, **started: Any) -> str:
-    """A workflow whose step, which is not idempotent, has failed; its id."""
-    workflow_id, run_id = str(uuid.uuid4()), str(uuid.uuid4())
-    steps = (StepSpec(step_id="pay", idempotent=False, alternative="invoice"), StepSpec(step_id="invoice"))
-    topics.put(
-        build(WorkflowStarted, workflow_id, workflow_version="1", steps=steps, **started),
-        build(StepStarted, workflow_id, step_id="pay", step_run_id=run_id),
-        build(
-            WorkflowErrorOccurred,
-            workflow_id,
-            error_id=str(uuid.uuid4()),
-            step_id="pay",
-            step_run_id=run_id,
-            error_code="CardDeclined",
-            error_message="the bank said no",
-            detected_by="service",
-        ),
-    )
-    return workflow_id
+from ..cli import Cli
+from ..kit import Topics, build, wait_for
+from .kit import failing
 
 
 def asked(cli: Cli, workflow_id: str) -> str:
