@@ -16,12 +16,9 @@ from ._schemas.errors import PoisonError, RetriableError
 from ._schemas.headers import trace_of
 from ._schemas.ids import uuid_bytes
 from ._schemas.records import Command
-from ._schemas.records.commands import ScaleResources
 from .ledger import Place
 
 _RETRY_S = 0.5
-#: Who carries a ScaleResources out when it is the service.
-BY_SERVICE = "service"
 
 log = logging.getLogger("kintsugi_client")
 
@@ -71,7 +68,7 @@ class Inbox:
                 stopping.wait(_RETRY_S)
         else:
             return None
-        if command is None or not self._wanted(command.workflow_type) or _for_actuator(command):
+        if command is None or not self._wanted(command.workflow_type):
             return None
         return Received(
             command=command,
@@ -99,11 +96,6 @@ def _foreign(record: Unknown) -> Command | None:
         return None
     value["attempt_number"] = int(value["attempt_number"] or 0)
     return ForeignCommand(name=record.name, **value)
-
-
-def _for_actuator(command: Command) -> bool:
-    """Whether the command is for one who scales from outside: that one answers it too."""
-    return isinstance(command, ScaleResources) and command.via != BY_SERVICE
 
 
 def _is_uuid(text: object) -> bool:

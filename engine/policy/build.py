@@ -72,7 +72,7 @@ def build(parsed: WorkflowErrorHandling, warnings: tuple[str, ...]) -> Policy:
         detection=_detection(parsed),
         coordination=_coordination(parsed),
         storms=_storms(parsed),
-        scaling=Scaling(via=scaling.via, settle_ms=scaling.settle_time, factor_max=scaling.factor_max),
+        scaling=Scaling(settle_ms=scaling.settle_time, factor_max=scaling.factor_max),
         compensation=Rung(
             strategy="compensate", attempts_max=compensation.attempts, backoff=_backoff(compensation.backoff)
         ),

@@ -266,9 +266,8 @@ class StormsPart(_Part):
 
 
 class ResourceScaling(_Part):
-    """Ours: who gives a workflow more of a resource, and how much at most."""
+    """Ours: how long more of a resource takes to take effect, and how much more a workflow gets at most."""
 
-    via: Name = "service"
     settle_time: Milliseconds = 5_000
     factor_max: float = Field(8.0, gt=1, le=1_000)
 

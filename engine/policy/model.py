@@ -125,9 +125,8 @@ class Storms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """Who gives more of a resource (`via`), how long it takes to take effect, and how much more in all."""
+    """How long more of a resource takes to take effect, and how much more there may be in all."""
 
-    via: str = "service"
     settle_ms: int = 5_000
     factor_max: float = 8.0
 

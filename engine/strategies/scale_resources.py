@@ -31,5 +31,5 @@ def scale_resources_and_retry(situation: Situation) -> Plan | Unavailable:
         command_type="ScaleResources",
         action=f"scale {resource} to {factor:g} times its base",
         stage="scale",
-        parameters={"resource": resource, "factor": factor, "via": scaling.via},
+        parameters={"resource": resource, "factor": factor},
     )

@@ -315,7 +315,6 @@ class ScaleResources(Command):
     step_id: str | None = None
     resource: str
     factor: float
-    via: str = "service"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

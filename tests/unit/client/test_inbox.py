@@ -12,7 +12,7 @@ from kintsugi_client._schemas import codec as codec_module
 from kintsugi_client._schemas.catalog import Schema, load, shipped
 from kintsugi_client._schemas.codec import Codec
 from kintsugi_client._schemas.errors import RetriableError
-from kintsugi_client._schemas.records.commands import RetryStep, ScaleResources
+from kintsugi_client._schemas.records.commands import RetryStep
 from kintsugi_client.inbox import ForeignCommand, Inbox
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -71,27 +71,6 @@ def test_a_command_is_read_with_its_place_time_and_trace(inbox: Inbox) -> None:
     received = read(inbox, Codec().encode(sent), [("traceparent", TRACE.encode())])
     assert received.command == sent
     assert (received.place, received.timestamp_ms, received.trace) == ((2, 17), 5_000, TRACE)
-    assert inbox.unreadable == 0
-
-
-@pytest.mark.parametrize(("via", "mine"), [("service", True), ("kubernetes", False), ("", False)])
-def test_who_scales_from_outside_is_left_to_answer(inbox: Inbox, via: str, mine: bool) -> None:
-    sent = ScaleResources(
-        event_id=str(uuid.uuid4()),
-        workflow_id=str(uuid.uuid4()),
-        workflow_type="mine",
-        occurred_at=1,
-        producer="test",
-        command_id=str(uuid.uuid4()),
-        expires_at=1,
-        reason="",
-        actor="engine",
-        resource="memory",
-        factor=2.0,
-        via=via,
-    )
-    received = read(inbox, Codec().encode(sent))
-    assert (received is not None) == mine
     assert inbox.unreadable == 0
 
 

@@ -488,9 +488,7 @@ def test_the_services_scaler_answers_with_the_size_reached(connect: Any) -> None
     scaler = Scale()
     service: Service = connect(scaler=scaler)
     workflow = service.client.workflow_type("development").begin()
-    received = service.carry_out(
-        ScaleResources, workflow.workflow_id, step_id="one", resource="memory", factor=1.5, via="service"
-    )
+    received = service.carry_out(ScaleResources, workflow.workflow_id, step_id="one", resource="memory", factor=1.5)
     answer = answer_of(service, received)
     assert (answer.status, answer.result) == ("succeeded", "768 MB")
     assert scaler.asked == [("one", "memory", 1.5)]

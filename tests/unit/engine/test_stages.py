@@ -108,7 +108,7 @@ def test_scaling_waits_for_its_answer_and_the_settling_time_then_retries() -> No
     service.fail("reserve", "OUT_OF_MEMORY")
     command = last(service)
     assert isinstance(command, ScaleResources)
-    assert (command.resource, command.factor, command.via, command.step_id) == ("memory", 2.0, "service", "reserve")
+    assert (command.resource, command.factor, command.step_id) == ("memory", 2.0, "reserve")
     scaled(service)
     service.world.advance(4_999)
     assert names(service) == ["ScaleResources reserve"]
