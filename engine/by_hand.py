@@ -54,7 +54,9 @@ def plan_of(
     if isinstance(rung, str):
         return Unavailable(rung)
     # Who asks for it begins anew: an undoing that gave up may be tried again.
-    situation = Situation(state, replace(case, stage=stage, undo_tries=0), rung, policy, case.error_id, 1)
+    undoing = "" if "to_step" in parameters else case.undoing  # what is half undone may be undone further
+    asked = replace(case, stage=stage, undo_tries=0, undoing=undoing)
+    situation = Situation(state, asked, rung, policy, case.error_id, 1)
     to_step = rung.to_step
     if to_step is not None and to_step not in state.graph.index:
         return Unavailable(f"the workflow has no step {to_step!r:.200}")

@@ -16,6 +16,7 @@ from schemas.records.events import (
 from . import fold_detection as detection
 from . import people, requests
 from .branches import cancel_id
+from .by_hand import LADDER
 from .classify import classify, resource_of
 from .detectors import fingerprint
 from .events import Delivered
@@ -212,7 +213,8 @@ def decided(state: WorkflowState, record: RecoveryDecided, event: Delivered) -> 
     key = _ladder_of(record)
     rung, count = progress.get(key, (record.rung, 0))
     case.progress = {**progress, key: (record.rung, count if rung == record.rung else 0)}
-    if record.stage.startswith(UNDO_STAGE) and not case.undoing:
+    # A human may have what is half undone undone further: `requests.supersede` has ended any other undoing.
+    if (record.ladder == LADDER) if case.undoing else record.stage.startswith(UNDO_STAGE):
         case.undoing = record.strategy
         case.undo_to = -1 if record.checkpoint_offset is None else record.checkpoint_offset
         case.undo_tries = 0

@@ -54,7 +54,8 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
             reason = "not available in this version"
         if reason is None and strategy is not None:
             plan = strategy(Situation(state, case, rung, policy, attempt_id, made + 1))
-            safe = plan if isinstance(plan, Unavailable) else checked(state, case, plan, policy)
+            undoing = rung.strategy in UNDOING
+            safe = plan if isinstance(plan, Unavailable) else checked(state, case, plan, policy, undoing=undoing)
             if isinstance(safe, Unknowable):
                 return _human(state, case, policy, ladder, safe.reason, "outcome_unknown", passed)
             if not isinstance(safe, Unavailable):

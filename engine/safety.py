@@ -22,8 +22,6 @@ _REPLACING = frozenset(
 )
 #: Commands after which the failed step, or what stands for it, runs again.
 _REPEATING = _REPLACING | {"RetryStep"}
-#: Commands of a repair that undoes what completed.
-_UNDOING = frozenset({"CompensateStep", "RollbackTo"})
 
 
 class Unknowable:
@@ -35,15 +33,17 @@ class Unknowable:
         self.reason = reason
 
 
-def checked(state: WorkflowState, case: Case, plan: Plan, policy: Policy) -> Plan | Unavailable | Unknowable:
-    """The plan, or what has to come before it, or why it must not be."""
+def checked(
+    state: WorkflowState, case: Case, plan: Plan, policy: Policy, *, undoing: bool
+) -> Plan | Unavailable | Unknowable:
+    """The plan, or what has to come before it, or why it must not be. `undoing`: of a repair that undoes steps."""
     if plan.command_type not in _REPEATING:
         return plan
     first = _settle_outcome(state, case)
     if first is not None:
         return first
     if plan.command_type in _REPLACING:
-        others = _others(state, case, policy, undoing=plan.command_type in _UNDOING)
+        others = _others(state, case, policy, undoing=undoing)
         if others is not None:
             return others
     steps = state.graph.steps

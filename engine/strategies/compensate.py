@@ -6,16 +6,14 @@ Commands: one CompensateStep per step, then CancelWorkflow. Success: the workflo
 from __future__ import annotations
 
 from .base import Plan, Situation, Unavailable
-from .undo import next_undo, to_undo
-
-_BEGINNING = -1
+from .undo import BEGINNING, next_undo, to_undo
 
 
 def compensate(situation: Situation) -> Plan | Unavailable:
     """Undo, then cancel; unavailable when no completed step declares a compensation."""
-    if situation.case.undoing != compensate.__name__ and not to_undo(situation, _BEGINNING):
+    if situation.case.undoing != compensate.__name__ and not to_undo(situation, BEGINNING):
         return Unavailable("no completed step declares a compensation")
-    step = next_undo(situation, _BEGINNING)
+    step = next_undo(situation, BEGINNING)
     if step is not None:
         return step
     return Plan(command_type="CancelWorkflow", action="cancel, all is undone")

@@ -10,9 +10,12 @@ from __future__ import annotations
 from ..backoff import jittered_ms
 from .base import UNDO_STAGE, Plan, Situation, Unavailable
 
+#: Before every checkpoint: nothing that completed is known there.
+BEGINNING = -1
+
 
 def to_undo(situation: Situation, offset: int) -> list[int]:
-    """Steps completed after the checkpoint at `offset` that declare a compensation, the last completed first."""
+    """Steps completed after the checkpoint at `offset` (BEGINNING: all) that declare a compensation, the last first."""
     steps = situation.state.graph.steps
     return [n for n in situation.state.effects_after(offset) if steps[n].compensation is not None]
 

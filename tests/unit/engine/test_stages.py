@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from engine.policy import Policy, load_policy
+from engine.policy import Policy, Rung, load_policy
+from engine.strategies import STRATEGIES, Plan, Situation, Unavailable
 from engine.testing import Service, World, saved
 from schemas.records import Command
 from schemas.records.commands import (
     CancelWorkflow,
     CompensateStep,
     PauseWorkflow,
+    RestartWorkflow,
     ResumeFromCheckpoint,
     RetryStep,
     RollbackTo,
@@ -90,6 +92,20 @@ def names(service: Service) -> list[str]:
     whole = (CancelWorkflow, PauseWorkflow)
     steps = ["" if isinstance(c, whole) else getattr(c, "step_id", None) or "" for c in service.world.commands]
     return [f"{type(c).__name__} {step}".strip() for c, step in zip(service.world.commands, steps, strict=True)]
+
+
+def resolve(service: Service, asked: InterventionRequested, decision: str, **more: object) -> None:
+    """A human answers."""
+    service.emit(
+        InterventionResolved,
+        intervention_id=asked.intervention_id,
+        error_id=asked.error_id,
+        step_id=asked.step_id,
+        decision=decision,
+        reason="looked at it",
+        actor="ada",
+        **more,
+    )
 
 
 # -- scaling ----------------------------------------------------------------------------------------------------------
@@ -191,6 +207,118 @@ def test_a_rollback_undoes_in_reverse_order_of_completion_and_goes_on_from_the_c
     assert command.checkpoint_id == before_pay.checkpoint_id
 
 
+def test_a_rollback_to_before_the_first_step_undoes_everything_and_starts_from_the_beginning() -> None:
+    service = at_ship("rollback", to_step="reserve")
+    for _ in range(2):
+        undone(service, last(service))
+    command = last(service)
+    assert names(service) == ["CompensateStep pay", "CompensateStep reserve", "RestartWorkflow"]
+    assert isinstance(command, RestartWorkflow)
+    assert (command.started_partition, command.started_offset) == (0, service.state.started_offset)
+    service.acknowledge(command)
+    for step_id in ("reserve", "pay", "note", "ship"):
+        service.start(step_id, command)
+        service.complete(step_id, command)
+    assert service.state.cases is None
+
+
+def test_a_second_rollback_to_the_beginning_undoes_what_the_first_made_run_again() -> None:
+    service = at_ship("rollback", to_step="reserve")
+    for _ in range(2):
+        undone(service, last(service))
+    command = last(service)
+    service.acknowledge(command)
+    service.start("reserve", command)
+    service.complete("reserve", command)
+    service.start("pay", command)
+    service.fail("pay", "ValueError", command)
+    assert names(service)[3:] == ["CompensateStep reserve"]
+    undone(service, last(service))
+    assert names(service)[4:] == ["RestartWorkflow"]
+
+
+def test_without_any_checkpoint_a_rollback_goes_to_the_beginning() -> None:
+    service = Service(World(policy("rollback")), STEPS)
+    service.start("reserve")
+    service.complete("reserve")
+    service.start("pay")
+    service.fail("pay")
+    undone(service, last(service))
+    assert names(service) == ["CompensateStep reserve", "RestartWorkflow"]
+
+
+def test_a_restart_at_the_end_of_a_rollback_that_nobody_answers_is_sent_again_and_nothing_is_undone_again() -> None:
+    service = at_ship("rollback", to_step="reserve")
+    for _ in range(2):
+        undone(service, last(service))
+    for _ in range(2):
+        service.world.advance(service.world.policy.timeouts.acknowledge_ms)
+    assert names(service)[2:4] == ["RestartWorkflow", "RestartWorkflow"]
+
+
+def test_a_failed_compensation_on_the_way_to_the_beginning_is_visible_and_resumable() -> None:
+    service = at_ship("rollback", to_step="reserve")
+    undone(service, last(service))
+    for _ in range(2):
+        service.acknowledge(last(service), "failed", detail="the shop is closed")
+        service.world.advance(1_000)
+    (asked,) = service.world.records(InterventionRequested)
+    assert asked.trigger == "compensation_failed"
+    resolve(service, asked, "retry")
+    undone(service, last(service))
+    assert names(service)[-2:] == ["CompensateStep reserve", "RestartWorkflow"]
+
+
+def test_a_human_may_have_a_rollback_that_failed_on_the_way_go_further_back() -> None:
+    service = at_ship("rollback", to_step="pay")
+    for _ in range(2):
+        service.acknowledge(last(service), "failed", detail="the bank is closed")
+        service.world.advance(1_000)
+    (asked,) = service.world.records(InterventionRequested)
+    resolve(service, asked, "rollback", parameters='{"to_step": "reserve"}')
+    for _ in range(2):
+        undone(service, last(service))
+    assert names(service)[-3:] == ["CompensateStep pay", "CompensateStep reserve", "RestartWorkflow"]
+
+
+def test_a_human_who_names_no_step_lets_the_rollback_go_on_to_where_it_was_going() -> None:
+    service = at_ship("rollback", to_step="pay")
+    service.acknowledge(last(service), "failed", reason="no_compensation")
+    (asked,) = service.world.records(InterventionRequested)
+    resolve(service, asked, "rollback")
+    undone(service, last(service))
+    assert names(service)[-2:] == ["CompensateStep pay", "RollbackTo"]
+
+
+@pytest.mark.parametrize(("to_step", "why"), [("ship_it", "has not begun"), ("courier", "has not begun")])
+def test_a_rollback_to_a_step_that_never_began_is_passed_over(to_step: str, why: str) -> None:
+    service = at_ship("rollback", to_step=to_step)
+    assert why in service.decisions[-1].alternatives
+    assert names(service) == ["PauseWorkflow"]
+
+
+def test_there_is_no_beginning_to_go_back_to_when_the_log_does_not_hold_it() -> None:
+    service = at_ship("retry_step")
+    (case,) = (service.state.cases or {}).values()
+    rung = Rung(strategy="rollback", attempts_max=1, to_step="reserve")
+    situation = Situation(service.state, case, rung, service.world.policy, "attempt", 1)
+    assert isinstance(STRATEGIES["rollback"](situation), Plan)
+    service.state.started_offset = -1
+    assert STRATEGIES["rollback"](situation) == Unavailable("the workflow's start is not in the log")
+
+
+def test_what_a_branch_at_work_leaves_behind_is_waited_for_before_the_restart_of_a_rollback() -> None:
+    steps = (StepSpec(step_id="label", compensation="tear"), StepSpec(step_id="pack"), StepSpec(step_id="tear"))
+    service = Service(World(policy("rollback", to_step="pack")), steps)
+    service.start("label")
+    service.start("pack")
+    service.fail("pack")
+    assert names(service) == []
+    service.complete("label")
+    undone(service, last(service))
+    assert names(service) == ["CompensateStep label", "RestartWorkflow"]
+
+
 def test_compensating_undoes_everything_that_completed_and_cancels() -> None:
     service = at_ship("compensate")
     undone(service, last(service))
@@ -234,14 +362,7 @@ def test_a_failed_compensation_has_tries_of_its_own_then_a_human_is_asked_and_ca
     (asked,) = service.world.records(InterventionRequested)
     assert asked.trigger == "compensation_failed"
     assert "'pay' failed 2 times" in asked.reason
-    answer = {"decision": "retry", "reason": "the bank is open", "actor": "ada"}
-    service.emit(
-        InterventionResolved,
-        intervention_id=asked.intervention_id,
-        error_id=asked.error_id,
-        step_id=asked.step_id,
-        **answer,
-    )
+    resolve(service, asked, "retry")
     assert names(service)[3:] == ["CompensateStep pay"]
     undone(service, last(service))
     assert names(service)[4:] == ["CompensateStep reserve"]
