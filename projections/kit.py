@@ -88,8 +88,9 @@ class Table:
 
     @property
     def owner(self) -> int:
-        """Place of the column that names the workflow a row belongs to."""
-        return next((i for i, c in enumerate(self.columns) if c.name == "workflow_id"), 0)
+        """Place of the column that names the workflow a row belongs to; an incident is the workflow of its records."""
+        names = [c.name for c in self.columns]
+        return next((names.index(name) for name in ("workflow_id", "incident_id") if name in names), 0)
 
 
 def columns(since: int = 1, /, **kinds: str) -> tuple[Column, ...]:

@@ -28,7 +28,8 @@ def _value(column: Column) -> str:
     return f"(SELECT r.id FROM {column.references} r WHERE r.id = {name})"
 
 
-def _shown(column: Column) -> str:
+def shown(column: Column) -> LiteralString:
+    """A column of `t` as folds have it: ids and JSON as text, times in microseconds."""
     name, kind = f't."{column.name}"', kind_of(column).type
     if kind in ("uuid", "jsonb"):
         return f"{name}::text"
@@ -70,9 +71,9 @@ def write_from_twin(table: Table) -> LiteralString:
 
 def read(table: Table) -> LiteralString:
     """Rows by key, in the form that folds use. References come back as they were written, or NULL."""
-    shown = ", ".join(_shown(c) for c in table.columns)
+    values = ", ".join(shown(c) for c in table.columns)
     # Not `id = ANY(...)`: without statistics the whole table is read, and each row compared with every id.
-    return f"SELECT {shown} FROM unnest(%(ids)b::uuid[]) AS k(id) JOIN {table.name} t ON t.id = k.id"
+    return f"SELECT {values} FROM unnest(%(ids)b::uuid[]) AS k(id) JOIN {table.name} t ON t.id = k.id"
 
 
 def delete(table: Table) -> LiteralString:
@@ -86,7 +87,7 @@ def delete(table: Table) -> LiteralString:
 
 def read_all(table: Table) -> LiteralString:
     """Every row, in the form that folds use."""
-    return f"SELECT {', '.join(_shown(c) for c in table.columns)} FROM {table.name} t"
+    return f"SELECT {', '.join(shown(c) for c in table.columns)} FROM {table.name} t"
 
 
 def parameters(table: Table, rows: Iterable[Sequence[Any]]) -> dict[str, Array]:
