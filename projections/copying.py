@@ -94,7 +94,7 @@ for _table in _ONCE:
     for _kind, _keys_of in _table.removes.items():
         _REMOVING.setdefault(_kind, []).append((_table.name, _keys_of))
 #: The table whose rows are copied: the one that holds every state first.
-_FIRST = _ONCE[0]
+_FIRST = next(table for table in _ONCE if table.name in {other.twin for other in _ONCE})
 _COPY = _copy_statement(_FIRST)
 _line = _liner(_FIRST)
 
