@@ -12,7 +12,18 @@ from collections.abc import Callable
 from schemas.errors import ConfigError
 
 #: Between reading a batch, folding it, handing its effects to the producer, their acknowledgement, and the commit.
-POINTS = ("after_poll", "after_fold", "after_append", "after_flush", "after_write", "after_commit")
+_OF_ROLES = ("after_poll", "after_fold", "after_append", "after_flush", "after_write", "after_commit")
+#: Steps of a rebuild and of a promotion; `rebuild_swapped` lies before the commit.
+REBUILD_POINTS = (
+    "rebuild_begun",
+    "rebuild_part",
+    "rebuild_filled",
+    "rebuild_indexed",
+    "rebuild_applied",
+    "rebuild_caught_up",
+    "rebuild_swapped",
+)
+POINTS = (*_OF_ROLES, *REBUILD_POINTS)
 
 
 def _nothing(name: str) -> None:

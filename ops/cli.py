@@ -26,6 +26,7 @@ COMMANDS = {
     "resources": ("ops.commands.resources:resources", "Show who holds what workflows share, and who waits."),
     "recover": ("ops.commands.recover:recover", "Plan one repair for many errors, and carry the plan out."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
+    "projections": ("ops.commands.projections:projections", "Rebuild the tables beside the live ones, change over."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
     "keys": ("ops.commands.keys:keys", "Make, rotate and erase the keys that states are sealed with."),
     "notify": ("ops.commands.notify:notify", "Try the channels that people are told through."),

@@ -21,7 +21,7 @@ _LOCK = 0x6B696E74
 #: What a version of the tables changes in those of the version before; its new tables come after it.
 _CHANGES: dict[int, tuple[str, ...]] = {
     2: ("0002_states.sql", "0002_redactions.sql"),
-    3: ("0003_interventions.sql", "0003_errors.sql"),
+    3: ("0003_interventions.sql", "0003_errors.sql", "0003_generations.sql"),
 }
 
 
@@ -61,6 +61,15 @@ def migrate(url: str, *, generation: str = GENERATION, dry_run: bool = False) ->
             return done
     except psycopg.OperationalError as error:
         raise RetriableError(f"Postgres: {error}", hint="kintsugi status") from error
+
+
+def make(connection: psycopg.Connection[Any], generation: str) -> None:
+    """All tables in a schema of their own, within the caller's transaction."""
+    with connection.transaction():
+        before = connection.execute("SHOW search_path").fetchone()
+        _migrate(connection, generation)
+        assert before is not None
+        connection.execute("SELECT set_config('search_path', %s, true)", before)
 
 
 def _migrate(connection: psycopg.Connection[Any], generation: str) -> list[Step]:

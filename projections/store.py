@@ -34,6 +34,8 @@ from .wire import KINDS, Array, ArrayDumper, array
 
 #: Postgres schema of the live tables, and the generation that positions belong to.
 GENERATION = "kintsugi"
+#: Shared by every transaction that writes the live tables, from its beginning; a promotion takes it whole.
+GATE = 0x6B676174
 #: Rows of one table kept in memory, so that a row touched again need not be read back.
 CACHE_ROWS_MAX = 20_000
 #: A row that was there already is seldom alone: so many batches are then written without COPY, which would fail again.
@@ -220,6 +222,8 @@ class Store:
         try:
             connection = self._connect()
             with connection.transaction():
+                if self._generation == GENERATION:
+                    connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", [GATE])
                 yield connection
         except psycopg.errors.InsufficientPrivilege as error:
             raise FatalError(
@@ -246,7 +250,8 @@ class Store:
                 self._url,
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT_S,
-                options=f"-c search_path={self._generation} -c statement_timeout={_STATEMENT_TIMEOUT_MS}",
+                # Positions and dead letters of all generations are in the live schema.
+                options=f"-c search_path={self._generation},{GENERATION} -c statement_timeout={_STATEMENT_TIMEOUT_MS}",
                 application_name="kintsugi-projector",
                 keepalives_idle=10,
                 tcp_user_timeout=30_000,

@@ -1,0 +1,402 @@
+"""`kintsugi projections`: fills a generation from archive and log, keeps it up, compares it, and changes over.
+
+Every step can be cut short and begun again: a part's rows and the note that it is done are one transaction, and so is a
+batch with its position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import psycopg
+
+from consumers.crash import crash_point
+from consumers.history import History, ranges_of
+from consumers.log_reader import LogReader
+from engine.events import Delivered
+from engine.inspection import Inspector
+from projections import digest, filling
+from projections import generations as g
+from projections.catalog import TABLES
+from projections.kit import TABLES_VERSION
+from projections.reader import snapshot
+from projections.store import GENERATION, Store
+from schemas.admission import admit
+from schemas.codec import Codec, Unknown
+from schemas.dead_letters import STAGE_APPLY
+from schemas.errors import FatalError, PoisonError
+from schemas.log_record import LogRecord
+from schemas.records import Command
+from schemas.registry import Registry
+from schemas.topics import EVENTS
+
+from .archive import history_of
+from .spool import Spool
+from .stack import Addresses
+
+#: A generation this near to the live tables may be compared and promoted: about a second of a busy log.
+LAG_RECORDS_MAX = 5_000
+#: Rounds of catching up. Live tables that stay ahead for longer are written faster than a generation follows.
+ROUNDS_MAX = 1_000
+#: Tries to get past readers when the tables change places.
+SWAP_TRIES_MAX = 60
+_SWAP_PAUSE_S = 0.5
+_BATCH_RECORDS = 1_000
+_POLL_S = 0.5
+
+#: Called with (what is being done, done, in all).
+Progress = Callable[[str, int, int], None]
+
+
+class DiffersError(g.GenerationError):
+    """Rows of a generation differ from the live ones; the first of them are in `shown`."""
+
+    def __init__(self, message: str, shown: Sequence[digest.Drift], *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.shown = shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a rebuild came to."""
+
+    name: str
+    events: int
+    rows: int
+    seconds: float
+    rows_per_second: float
+    differing: int
+
+
+def listed(at: Addresses) -> list[dict[str, Any]]:
+    """A row for each generation; `lag_records` is how far it is behind the live tables."""
+    with g.connected(at.postgres) as connection:
+        live = _positions(connection, GENERATION)
+        rows = []
+        for one in g.listed(connection):
+            own = _positions(connection, one.name)
+            lag = sum(max(0, live.get(p, 0) - offset) for p, offset in own.items()) if own else None
+            rows.append({**asdict(one), "lag_records": lag})
+        return rows
+
+
+def plan(at: Addresses) -> list[dict[str, Any]]:
+    """What a rebuild would read, by partition."""
+    with LogReader(at.kafka) as log, g.connected(at.postgres) as connection:
+        live = _positions(connection, GENERATION)
+        return [
+            {"partition": p, "from": b.first, "log_from": b.low, "to": _end(b.end, p, live), "log_to": b.end}
+            for p, b in history_of(at, log).bounds().items()
+        ]
+
+
+def rebuild(
+    at: Addresses, progress: Progress, *, processes: int, actor: str, reason: str, accept_gap: bool = False
+) -> Report:
+    """Fill a generation, or go on with one that was cut short, until it is caught up and compared."""
+    began_s = time.monotonic()
+    with g.connected(at.postgres) as connection, g.sole(connection):
+        name = _begin(at, connection, actor=actor, reason=reason, accept_gap=accept_gap)
+        crash_point("rebuild_begun")
+        events, rows = _fill(at, connection, name, progress, processes)
+        seconds = time.monotonic() - began_s
+        crash_point("rebuild_filled")
+        definitions = filling.definitions(connection, name)
+        for number, _ in enumerate(filling.finish(connection, name, definitions)):
+            progress("indexes", number + 1, len(definitions))
+        connection.execute("ANALYZE")
+        place = {"name": name, "topic": EVENTS, "version": TABLES_VERSION}
+        with connection.transaction():
+            for step in ("positioned", "begun", "hidden"):
+                connection.execute(g.QUERIES[step], place)
+        crash_point("rebuild_indexed")
+        _catch_up(at, connection, name, progress)
+        crash_point("rebuild_caught_up")
+        found = _compare(at, name)
+        differing = sum(found.rows.values())
+        connection.execute(g.QUERIES["state"], {"name": name, "state": "ready", "differing": differing})
+    rate = round(rows / seconds, 1) if rows else 0.0
+    return Report(
+        name=name, events=events, rows=rows, seconds=round(seconds, 2), rows_per_second=rate, differing=differing
+    )
+
+
+def promote(at: Addresses, name: str, progress: Progress, *, actor: str, reason: str, accept: bool) -> str:
+    """Make a generation that is ready the live tables; the name under which the old ones stay."""
+    with g.connected(at.postgres) as connection, g.sole(connection):
+        g.found(connection, name, "ready")
+        _same_columns(connection, name)
+        lag = _lag(connection, name)
+        if lag > LAG_RECORDS_MAX:
+            raise g.GenerationError(
+                f"{name} is {lag} records behind the live tables, {LAG_RECORDS_MAX} allowed",
+                hint="kintsugi projections rebuild --reason ... goes on with it until it has caught up",
+            )
+        _catch_up(at, connection, name, progress)
+        found = _compare(at, name)
+        differing = sum(found.rows.values())
+        if differing and not accept:
+            raise DiffersError(
+                f"{differing} rows of {name} differ from the live tables: {found.rows}",
+                found.shown,
+                hint="look at them; --accept-differences if they are what the rebuild was for",
+            )
+        return _swap(at, connection, name, actor=actor, reason=reason, progress=progress)
+
+
+def rollback(at: Addresses, name: str, progress: Progress, *, actor: str, reason: str) -> str:
+    """Make retired tables live again, up to date; the name under which those before stay."""
+    with g.connected(at.postgres) as connection, g.sole(connection):
+        g.found(connection, name, "retired")
+        _same_columns(connection, name)
+        _catch_up(at, connection, name, progress)
+        return _swap(at, connection, name, actor=actor, reason=reason, progress=progress)
+
+
+def drop(at: Addresses, name: str) -> None:
+    """Delete a generation that is not live."""
+    with g.connected(at.postgres) as connection, g.sole(connection):
+        g.found(connection, name, "loading", "ready", "retired")
+        with connection.transaction():
+            g.forget(connection, name)
+
+
+def _begin(at: Addresses, connection: g.Connection, *, actor: str, reason: str, accept_gap: bool) -> str:
+    going = [one for one in g.listed(connection) if one.state in ("loading", "ready")]
+    if going:
+        if going[-1].tables_version != TABLES_VERSION:
+            raise g.GenerationError(
+                f"{going[-1].name} was begun by another release", hint=f"kintsugi projections drop {going[-1].name}"
+            )
+        return going[-1].name
+    with LogReader(at.kafka) as log, connection.transaction():
+        bounds = history_of(at, log).bounds()
+        live = _positions(connection, GENERATION)
+        cut = {p: b.first for p, b in bounds.items() if b.first > 0}
+        if cut and not accept_gap:
+            raise g.GenerationError(
+                f"neither log nor archive hold the beginning of partitions {sorted(cut)}: their rows would be lost",
+                hint="--accept-gap goes on without",
+            )
+        new = {"state": "loading", "version": TABLES_VERSION, "built_by": "rebuild", "actor": actor, "reason": reason}
+        row = connection.execute(g.QUERIES["new"], new).fetchone()
+        assert row is not None
+        name = str(row[0])
+        g.create(connection, name)
+        _same_columns(connection, name)
+        for partition, (first, end) in ranges_of(bounds).items():
+            place = {"name": name, "partition": partition, "first": first, "end": _end(end, partition, live)}
+            connection.execute(g.QUERIES["range"], place)
+    return name
+
+
+def _same_columns(connection: g.Connection, name: str) -> None:
+    altered = g.altered(connection, name)
+    if altered:
+        raise g.GenerationError(
+            f"live tables and those of {name} have other columns: {'; '.join(altered[:10])}",
+            hint="undo what was altered by hand, or run kintsugi db migrate, and rebuild",
+        )
+
+
+def _end(end: int, partition: int, live: Mapping[int, int]) -> int:
+    """Where the filling ends: where the live tables stand, or the log's end when they hold nothing at all."""
+    return min(end, live.get(partition, 0)) if live else end
+
+
+def _positions(connection: g.Connection, name: str) -> dict[int, int]:
+    rows = connection.execute(
+        "SELECT log_partition, next_offset FROM positions WHERE generation = %s AND topic = %s AND next_offset >= 0",
+        [name, EVENTS],
+    )
+    return dict(rows.fetchall())
+
+
+def _lag(connection: g.Connection, name: str) -> int:
+    live, own = _positions(connection, GENERATION), _positions(connection, name)
+    return sum(max(0, offset - own.get(p, 0)) for p, offset in live.items())
+
+
+def _fill(at: Addresses, connection: g.Connection, name: str, progress: Progress, processes: int) -> tuple[int, int]:
+    """Fill what is not filled yet, several partitions at once; events read and rows written by this call."""
+    if _positions(connection, name):
+        return 0, 0  # it was filled before
+    ranges = [tuple(row) for row in connection.execute(g.QUERIES["ranges"], {"name": name}).fetchall()]
+    ranges.sort(key=lambda r: r[1] - r[2])  # the longest first
+    total = sum(end - first for _, first, end in ranges)
+    if processes == 1:
+        done = [_partition(at, name, *r) for r in _told(ranges, total, progress)]
+        progress("rows", total, total)
+        return sum(e for e, _ in done), sum(r for _, r in done)
+    events = rows = read = 0
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        pending = {pool.submit(_partition, at, name, *r): r[2] - r[1] for r in ranges}
+        while pending:
+            finished, _ = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in finished:
+                read += pending.pop(future)
+                more_events, more_rows = future.result()
+                events, rows = events + more_events, rows + more_rows
+            progress("rows", read, total)
+    return events, rows
+
+
+def _told(ranges: Iterable[tuple[int, int, int]], total: int, progress: Progress) -> Iterator[tuple[int, int, int]]:
+    read = 0
+    for one in ranges:
+        progress("rows", read, total)
+        yield one
+        read += one[2] - one[1]
+
+
+def _partition(at: Addresses, name: str, partition: int, first: int, end: int) -> tuple[int, int]:
+    """Fill in one partition, part by part, without the parts that are done."""
+    events = rows = 0
+    with ExitStack() as stack:
+        connection = stack.enter_context(g.connected(at.postgres))
+        codec = Codec(stack.enter_context(Registry(at.registry)))
+        log = stack.enter_context(LogReader(at.kafka))
+        done = {b for (b,) in connection.execute(g.QUERIES["parts"], {"name": name, "partition": partition})}
+        with snapshot(at.postgres) as tables:
+            hidden = tables.redactions().get(partition, [])
+            refused = {place for place, stage in tables.dead_letters().items() if stage == STAGE_APPLY}
+        spool = stack.enter_context(Spool(partition, without=done))
+        for record in history_of(at, log).read({partition: (first, end)}):
+            spool.add(record)
+        for buckets, records in spool.parts():
+            found = list(_events(codec, records, refused))
+            try:
+                rows += filling.write_part(connection, name, filling.fold_part(found, hidden), partition, buckets)
+            except psycopg.errors.UniqueViolation:
+                continue  # another process, cut off from the one that began it, was faster
+            except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
+                raise FatalError(
+                    f"Postgres refuses rows of partition {partition} that the live tables hold: {type(error).__name__}"
+                ) from None
+            events += len(found)
+            crash_point("rebuild_part")
+    return events, rows
+
+
+def _events(codec: Codec, records: Iterable[LogRecord], refused: set[tuple[int, int]]) -> Iterator[Delivered]:
+    """What the projector applied of these records."""
+    inspector = Inspector(keep_states=False)
+    for found in records:
+        if (found.partition, found.offset) in refused:
+            continue
+        try:
+            record = admit(codec, found.key, found.value)
+        except PoisonError:
+            continue
+        if not isinstance(record, Unknown | Command):
+            yield inspector.deliver(record, found.partition, found.offset, found.timestamp_ms * 1000)
+
+
+def _catch_up(at: Addresses, connection: g.Connection, name: str, progress: Progress) -> None:
+    """Apply what the live tables have applied since, until few records are left."""
+    with ExitStack() as stack:
+        codec = Codec(stack.enter_context(Registry(at.registry)))
+        history = history_of(at, stack.enter_context(LogReader(at.kafka)))
+        store = Store(at.postgres, generation=name)
+        stack.callback(store.close)
+        for _ in range(ROUNDS_MAX):
+            begun = _lag(connection, name)
+            _apply_to(at, connection, name, history, codec, store)
+            progress("catching up", max(0, begun - _lag(connection, name)), begun)
+            if _lag(connection, name) <= LAG_RECORDS_MAX:
+                return
+    raise g.GenerationError(f"{name} does not catch up: the live tables are written faster than it follows")
+
+
+def _apply_to(at: Addresses, connection: g.Connection, name: str, history: History, codec: Codec, store: Store) -> None:
+    """Bring every partition to where the live tables stand now."""
+    with snapshot(at.postgres) as tables:
+        ends = tables.positions()
+        refused = {place for place, stage in tables.dead_letters().items() if stage == STAGE_APPLY}
+    own = _positions(connection, name)
+    for partition, end in sorted(ends.items()):
+        start = own.get(partition, 0)
+        if start >= end:
+            continue
+        found = store.claim(partition)
+        at_offset = start if found is None else found
+        batch: list[LogRecord] = []
+        for record in history.read({partition: (at_offset, end)}):
+            batch.append(record)
+            if len(batch) >= _BATCH_RECORDS:
+                at_offset = _apply(store, partition, codec, batch, refused, at_offset, record.offset + 1)
+                batch = []
+        if at_offset < end:
+            _apply(store, partition, codec, batch, refused, at_offset, end)
+        crash_point("rebuild_applied")
+
+
+def _apply(
+    store: Store,
+    partition: int,
+    codec: Codec,
+    batch: Sequence[LogRecord],
+    refused: set[tuple[int, int]],
+    start: int,
+    end: int,
+) -> int:
+    if store.apply(partition, list(_events(codec, batch, refused)), [], start=start, end=end):
+        raise FatalError(f"Postgres refuses a record of partition {partition} that the live tables hold")
+    return end
+
+
+def _compare(at: Addresses, name: str) -> digest.Differences:
+    """Hold a generation against the live tables, at one moment, without the workflows of records between the two."""
+    with LogReader(at.kafka) as log, psycopg.connect(at.postgres, options=f"-c search_path={GENERATION}") as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        live, own = _positions(connection, GENERATION), _positions(connection, name)
+        between = {p: (own.get(p, 0), end) for p, end in live.items() if own.get(p, 0) < end}
+        keys = {r.key for r in history_of(at, log).read(between) if r.key is not None} if between else set()
+        without = sorted({text for key in keys if (text := _uuid(key)) is not None})
+        return digest.differences(connection, GENERATION, name, TABLES, leaving_out=without)
+
+
+def _uuid(key: bytes) -> str | None:
+    from schemas.ids import uuid_bytes
+
+    text = key.decode("utf-8", "replace").lower()
+    try:
+        uuid_bytes(text)
+    except ValueError:
+        return None
+    return text
+
+
+def _swap(at: Addresses, connection: g.Connection, name: str, *, actor: str, reason: str, progress: Progress) -> str:
+    """Hold live writers, apply the last records, change places. Tried again while readers are in the way."""
+    for number in range(SWAP_TRIES_MAX):
+        _catch_up(at, connection, name, progress)
+        try:
+            with connection.transaction():
+                g.close_gate(connection)
+                _catch_up_whole(at, name)
+                retired = g.swap(connection, name, state="promoted", actor=actor, reason=reason)
+                crash_point("rebuild_swapped")
+            return retired
+        except psycopg.errors.LockNotAvailable:
+            progress("waits for readers", number, SWAP_TRIES_MAX)
+            time.sleep(_SWAP_PAUSE_S)
+    raise g.SwapTimeoutError("readers held the tables all the time", hint="end long transactions, then try again")
+
+
+def _catch_up_whole(at: Addresses, name: str) -> None:
+    """To exactly where the live tables stand, whose writers wait meanwhile."""
+    with ExitStack() as stack:
+        connection = stack.enter_context(g.connected(at.postgres))
+        codec = Codec(stack.enter_context(Registry(at.registry)))
+        history = history_of(at, stack.enter_context(LogReader(at.kafka)))
+        store = Store(at.postgres, generation=name)
+        stack.callback(store.close)
+        _apply_to(at, connection, name, history, codec, store)

@@ -1,0 +1,123 @@
+"""Fills a generation: the events of some workflows, from their beginning, become final rows, by binary COPY.
+
+All events of a workflow come in one part, so no row is read back, and what expired is never written.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from engine.events import Delivered
+from schemas.redaction import NOTHING, Redaction
+
+from . import statements
+from .catalog import TABLES
+from .fold import Folded
+from .generations import NAMES, QUERIES
+from .kit import Table, redacted
+from .store import GENERATION
+from .wire import NULL
+
+Connection = psycopg.Connection[Any]
+
+#: Bytes handed to Postgres at a time, so that it works while the next rows are made.
+_WRITE_BYTES = 64 * 1024
+_HEADER = b"PGCOPY\n\xff\r\n\x00" + struct.pack(">ii", 0, 0)
+_TRAILER = struct.pack(">h", -1)
+
+
+def fold_part(events: Iterable[Delivered], hidden: Sequence[tuple[int, Sequence[str]]]) -> Folded:
+    """The rows of all tables. `hidden`: from which offsets on which fields are hidden, as `Snapshot.redactions`."""
+    folded = Folded(TABLES)
+    places = [(offset, Redaction(paths)) for offset, paths in hidden]
+    for event in events:
+        if places:
+            redaction = NOTHING
+            for offset, found in places:
+                if offset <= event.offset:
+                    redaction = found
+            event = redacted((event,), redaction)[0]
+        folded.remove(event)
+        folded.add(event)
+    return folded
+
+
+def write_part(connection: Connection, generation: str, folded: Folded, partition: int, buckets: Sequence[int]) -> int:
+    """Write the rows and which part they are, in one transaction; how many rows. UniqueViolation, with nothing
+    written, when another process was faster with this part."""
+    count = 0
+    with connection.transaction():
+        place = {"name": generation, "partition": partition, "buckets": list(buckets)}
+        connection.execute(QUERIES["part"], place)  # first, so that of two writers the second waits here
+        for table in TABLES:
+            rows = list(folded.rows[table.name].values())
+            count += len(rows)
+            if rows:
+                _copy(connection, sql.Identifier(generation, table.name), table, rows)
+    return count
+
+
+def _copy(connection: Connection, target: sql.Composable, table: Table, rows: Iterable[Sequence[Any]]) -> None:
+    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, names)
+    fields = [statements.kind_of(column).field for column in table.columns]
+    head = struct.pack(">h", len(fields))
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        parts, size = [_HEADER], 0
+        for row in rows:
+            made = head + b"".join([NULL if v is None else f(v) for f, v in zip(fields, row, strict=True)])
+            parts.append(made)
+            size += len(made)
+            if size >= _WRITE_BYTES:
+                copy.write(b"".join(parts))
+                parts, size = [], 0
+        copy.write(b"".join([*parts, _TRAILER]))
+
+
+def finish(connection: Connection, generation: str, definitions: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Make what a generation's tables lack of indexes and keys; yields the name of each when it is there.
+
+    `definitions`: (name, statement). What is there already is left, so it may be called again after it was cut short.
+    """
+    for name, statement in definitions:
+        there = connection.execute(
+            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = %(schema)s AND c.relname = %(name)s UNION ALL"
+            " SELECT 1 FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace"
+            " WHERE n.nspname = %(schema)s AND c.conname = %(name)s",
+            {"schema": generation, "name": name},
+        ).fetchone()
+        if there is None:
+            connection.execute(statement.encode())
+        yield name
+
+
+def definitions(connection: Connection, generation: str) -> list[tuple[str, str]]:
+    """What the migrations make beside the columns, as statements for a generation: keys, indexes, references.
+
+    References that lead nowhere are emptied before: that is what live tables write.
+    """
+    found: list[tuple[str, str]] = []
+    place = {"name": GENERATION, "tables": NAMES}
+    for table, index, key, made in connection.execute(QUERIES["indexes"], place).fetchall():
+        if key is None:
+            found.append((index, made.replace(f" ON {GENERATION}.", f' ON "{generation}".', 1)))
+        else:
+            found.append((key, f'ALTER TABLE "{generation}".{table} ADD CONSTRAINT {key} PRIMARY KEY (id)'))
+    found.sort(key=lambda item: not item[1].startswith("ALTER"))
+    for table, key, made in connection.execute(QUERIES["keys"], place).fetchall():
+        column, target = made.split("(")[1].split(")")[0], made.split("REFERENCES ")[1].split("(")[0]
+        target = target.removeprefix(f"{GENERATION}.")
+        empty = (
+            f'UPDATE "{generation}".{table} t SET {column} = NULL WHERE {column} IS NOT NULL'
+            f' AND NOT EXISTS (SELECT FROM "{generation}".{target} r WHERE r.id = t.{column});'
+        )
+        rest = made.split("REFERENCES ")[1].split("(", 1)[1]
+        add = f'ALTER TABLE "{generation}".{table} ADD CONSTRAINT {key} FOREIGN KEY ({column})'
+        found.append((key, f'{empty} {add} REFERENCES "{generation}".{target}({rest}'))
+    return found

@@ -1,0 +1,211 @@
+"""Generations: sets of the projected tables beside the live one, in schemas of their own.
+
+Which there are, how far they are and where they stand is in tables of the live schema, which never move; a promotion
+moves the projected tables alone, old and new, in one transaction. Live writers begin each transaction with a shared
+lock (`store.GATE`); who promotes takes it whole, so nobody holds half of a batch meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from schemas.errors import FatalError, KintsugiError, RetriableError
+from schemas.topics import EVENTS
+
+from . import migrate
+from .catalog import TABLES
+from .kit import TABLES_VERSION
+from .sql import blocks
+from .store import CONNECT_TIMEOUT_S, GATE, GENERATION
+
+#: One rebuild, promotion or drop at a time in each database.
+RUN_LOCK = 0x6B67656E
+#: How long a promotion waits for readers of the tables before it lets those behind it pass, and tries again.
+SWAP_LOCK_TIMEOUT_MS = 500
+NAMES = [table.name for table in TABLES]
+
+QUERIES = blocks("projections", "generations.sql")
+Connection = psycopg.Connection[Any]
+
+
+class GenerationError(KintsugiError):
+    """Generations do not stand as the command needs them; nothing was changed."""
+
+
+class SwapTimeoutError(RetriableError):
+    """A reader held the tables for longer than a promotion makes others wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One line of the list. `state`: loading, ready, promoted, retired or dropped."""
+
+    name: str
+    number: int
+    state: str
+    tables_version: int
+    built_by: str | None
+    differing: int | None
+    actor: str
+    reason: str
+    created_at: datetime
+    changed_at: datetime
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """A connection that sees the live schema; database errors become ours, without the rows Postgres quotes."""
+    try:
+        with psycopg.connect(
+            url,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            options=f"-c search_path={GENERATION}",
+            application_name="kintsugi-generations",
+            tcp_user_timeout=30_000,
+        ) as connection:
+            yield connection
+    except psycopg.errors.LockNotAvailable:
+        raise SwapTimeoutError("a reader holds the tables", hint="try again, or end long transactions") from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise FatalError(f"the database role lacks a right: {_said(error)}", hint="kintsugi doctor") from None
+    except psycopg.ProgrammingError as error:
+        raise FatalError(
+            f"the tables are not as they should be: {_said(error)}", hint="run: kintsugi db migrate"
+        ) from None
+    except psycopg.OperationalError as error:
+        raise RetriableError(f"Postgres: {_said(error)}", hint="kintsugi status") from None
+
+
+def _said(error: psycopg.Error) -> str:
+    return error.diag.message_primary or str(error)
+
+
+@contextmanager
+def sole(connection: Connection) -> Iterator[None]:
+    """Be the one at work on generations. GenerationError when somebody else is, which says who."""
+    found = connection.execute("SELECT pg_try_advisory_lock(%s)", [RUN_LOCK]).fetchone()
+    if found is None or not found[0]:
+        row = connection.execute(
+            "SELECT a.pid, a.application_name, a.client_addr::text, a.backend_start FROM pg_locks l"
+            " JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.objid = %s AND l.granted",
+            [RUN_LOCK],
+        ).fetchone()
+        who = (
+            "" if row is None else f": backend {row[0]} from {row[2] or 'this host'}, since {row[3]:%Y-%m-%d %H:%M:%S}"
+        )
+        raise GenerationError(f"another rebuild or promotion is at work{who}", hint="kintsugi projections list")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s)", [RUN_LOCK])
+
+
+def listed(connection: Connection) -> list[Generation]:
+    """All there were, oldest first."""
+    with connection.cursor(row_factory=psycopg.rows.class_row(Generation)) as cursor:
+        return cursor.execute(QUERIES["all"]).fetchall()
+
+
+def found(connection: Connection, name: str, *states: str) -> Generation:
+    """One in one of these states; GenerationError otherwise."""
+    one = next((g for g in listed(connection) if g.name == name), None)
+    if one is None:
+        raise GenerationError(f"there is no generation {name!r:.80}", hint="kintsugi projections list")
+    if one.state not in states:
+        raise GenerationError(f"{name} is {one.state}, not {' or '.join(states)}", hint="kintsugi projections list")
+    return one
+
+
+def altered(connection: Connection, name: str) -> list[str]:
+    """How the columns of the live tables differ from those that the migrations make, of which a generation has fresh
+    ones."""
+    wanted, have = (
+        {
+            (table, column): (kind, notnull)
+            for table, column, kind, notnull in connection.execute(
+                QUERIES["columns"], {"name": schema, "tables": NAMES}
+            ).fetchall()
+        }
+        for schema in (name, GENERATION)
+    )
+    return [
+        f"{table}.{column}: {_shape(have.get((table, column)))}, not {_shape(wanted.get((table, column)))}"
+        for table, column in sorted(wanted.keys() | have.keys())
+        if wanted.get((table, column)) != have.get((table, column))
+    ]
+
+
+def _shape(column: tuple[str, bool] | None) -> str:
+    return "no such column" if column is None else f"{column[0]}{' not null' if column[1] else ''}"
+
+
+def create(connection: Connection, name: str) -> None:
+    """Make the schema, with the projected tables as the migrations make them, without indexes and keys."""
+    migrate.make(connection, name)
+    tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [name]).fetchall()
+    for (table,) in tables:
+        if table not in NAMES:  # what belongs to all generations stays where it is
+            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name, table)))
+    for table, key, _ in connection.execute(QUERIES["keys"], {"name": name, "tables": NAMES}).fetchall():
+        drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
+        connection.execute(drop.format(sql.Identifier(name, table), sql.Identifier(key)))
+    for table, index, key, _ in connection.execute(QUERIES["indexes"], {"name": name, "tables": NAMES}).fetchall():
+        if key is None:
+            connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name, index)))
+        else:
+            drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
+            connection.execute(drop.format(sql.Identifier(name, table), sql.Identifier(key)))
+
+
+def swap(connection: Connection, name: str, *, state: str, actor: str, reason: str) -> str:
+    """Within a transaction that holds the gate: the generation becomes the live tables, these become a retired one,
+    whose name is returned. SwapTimeoutError, by the connection, when a reader holds them."""
+    connection.execute(f"SET LOCAL lock_timeout = {SWAP_LOCK_TIMEOUT_MS}".encode())
+    new = {"state": "retired", "version": TABLES_VERSION, "built_by": None, "actor": actor, "reason": reason}
+    row = connection.execute(QUERIES["new"], new).fetchone()
+    assert row is not None
+    retired = str(row[0])
+    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(retired)))
+    grants = connection.execute(QUERIES["grants"], {"tables": NAMES}).fetchall()
+    both = [sql.Identifier(schema, table) for schema in (GENERATION, name) for table in NAMES]
+    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(both)))
+    move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
+    for source, target in ((GENERATION, retired), (name, GENERATION)):
+        for table in NAMES:
+            connection.execute(move.format(sql.Identifier(source, table), sql.Identifier(target)))
+    for table, right, role in grants:
+        grantee = sql.SQL("PUBLIC") if role is None else sql.Identifier(role)
+        connection.execute(
+            sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(right), sql.Identifier(GENERATION, table), grantee)
+        )
+    connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(name)))
+    place = {"name": name, "retired": retired, "topic": EVENTS}
+    for step in ("positions", "beginnings", "redactions"):
+        connection.execute(QUERIES[f"kept_{step}"], place)
+        connection.execute(QUERIES[f"live_{step}"], place)
+    connection.execute(QUERIES["forget_positions"], place)
+    connection.execute(QUERIES["state"], {"name": name, "state": state, "differing": None})
+    return retired
+
+
+def close_gate(connection: Connection) -> None:
+    """Wait for live batches at work, and hold those to come, until the transaction ends."""
+    connection.execute("SET LOCAL lock_timeout = 5000")
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [GATE])
+
+
+def forget(connection: Connection, name: str) -> None:
+    """Drop a generation with all its rows; its line in the list stays."""
+    connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
+    for step in ("positions", "beginnings", "redactions", "ranges", "parts"):
+        connection.execute(QUERIES[f"forget_{step}"], {"name": name})
+    connection.execute(QUERIES["state"], {"name": name, "state": "dropped", "differing": None})

@@ -1,0 +1,107 @@
+-- name: all
+SELECT name, number, state, tables_version, built_by, differing, actor, reason, created_at, changed_at
+FROM generations ORDER BY number
+
+-- name: new
+INSERT INTO generations (name, number, state, tables_version, built_by, actor, reason)
+SELECT 'kintsugi_g' || n, n, %(state)s, %(version)s, %(built_by)s, %(actor)s, %(reason)s
+FROM (SELECT coalesce(max(number), 1) + 1 AS n FROM generations) x
+RETURNING name
+
+-- name: state
+UPDATE generations SET state = %(state)s, differing = coalesce(%(differing)s, differing), changed_at = now()
+WHERE name = %(name)s
+
+-- name: range
+INSERT INTO generation_ranges VALUES (%(name)s, %(partition)s, %(first)s, %(end)s)
+
+-- name: ranges
+SELECT log_partition, first_offset, end_offset FROM generation_ranges WHERE generation = %(name)s
+
+-- name: parts
+SELECT bucket FROM generation_parts WHERE generation = %(name)s AND log_partition = %(partition)s
+
+-- name: part
+INSERT INTO generation_parts SELECT %(name)s, %(partition)s, unnest(%(buckets)s::integer[])
+
+-- name: positioned
+INSERT INTO positions (generation, topic, log_partition, next_offset, owner_epoch, updated_at)
+SELECT %(name)s, %(topic)s, log_partition, end_offset, 1, now() FROM generation_ranges WHERE generation = %(name)s
+ON CONFLICT DO NOTHING
+
+-- name: begun
+INSERT INTO beginnings (generation, topic, log_partition, tables_version, first_offset)
+SELECT %(name)s, %(topic)s, log_partition, %(version)s, 0 FROM generation_ranges WHERE generation = %(name)s
+ON CONFLICT DO NOTHING
+
+-- name: hidden
+INSERT INTO redactions (generation, topic, log_partition, first_offset, paths)
+SELECT %(name)s, topic, log_partition, first_offset, paths FROM redactions
+WHERE generation = 'kintsugi' AND topic = %(topic)s
+ON CONFLICT DO NOTHING
+
+-- name: kept_positions
+INSERT INTO positions (generation, topic, log_partition, next_offset, owner_epoch, updated_at)
+SELECT %(retired)s, topic, log_partition, next_offset, owner_epoch, now() FROM positions WHERE generation = 'kintsugi'
+
+-- name: kept_beginnings
+UPDATE beginnings SET generation = %(retired)s WHERE generation = 'kintsugi'
+
+-- name: kept_redactions
+UPDATE redactions SET generation = %(retired)s WHERE generation = 'kintsugi'
+
+-- name: live_positions
+INSERT INTO positions AS p (generation, topic, log_partition, next_offset, owner_epoch, updated_at)
+SELECT 'kintsugi', topic, log_partition, next_offset, owner_epoch, now() FROM positions WHERE generation = %(name)s
+ON CONFLICT (generation, topic, log_partition) DO UPDATE
+SET next_offset = EXCLUDED.next_offset, owner_epoch = p.owner_epoch + 1, updated_at = now()
+
+-- name: live_beginnings
+UPDATE beginnings SET generation = 'kintsugi' WHERE generation = %(name)s
+
+-- name: live_redactions
+UPDATE redactions SET generation = 'kintsugi' WHERE generation = %(name)s
+
+-- name: forget_positions
+DELETE FROM positions WHERE generation = %(name)s
+
+-- name: forget_beginnings
+DELETE FROM beginnings WHERE generation = %(name)s
+
+-- name: forget_redactions
+DELETE FROM redactions WHERE generation = %(name)s
+
+-- name: forget_ranges
+DELETE FROM generation_ranges WHERE generation = %(name)s
+
+-- name: forget_parts
+DELETE FROM generation_parts WHERE generation = %(name)s
+
+-- name: columns
+SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(name)s AND c.relname = ANY(%(tables)s) AND a.attnum > 0 AND NOT a.attisdropped
+
+-- name: indexes
+SELECT c.relname, i.relname, con.conname, pg_get_indexdef(i.oid)
+FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_constraint con ON con.conindid = i.oid AND con.contype = 'p'
+WHERE n.nspname = %(name)s AND c.relname = ANY(%(tables)s)
+
+-- name: keys
+SELECT c.relname, con.conname, pg_get_constraintdef(con.oid)
+FROM pg_constraint con JOIN pg_class c ON c.oid = con.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(name)s AND con.contype = 'f' AND c.relname = ANY(%(tables)s)
+
+-- name: grants
+SELECT c.relname, g.privilege_type, CASE WHEN g.grantee = 0 THEN NULL ELSE pg_get_userbyid(g.grantee) END
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) g
+WHERE n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND g.grantee <> c.relowner
+
+-- name: looking
+SELECT DISTINCT v.oid::regclass::text
+FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class
+JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+  AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND v.oid <> c.oid

@@ -1,0 +1,198 @@
+"""Generations of the tables on the real stack: filled beside the live ones, compared, promoted, rolled back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from consumers.crash import REBUILD_POINTS
+from engine.policy import default_policy
+from ops.stack import Addresses
+from ops.verify import verify
+
+from .cli import Cli
+from .kit import Role, Topics, wait_for
+from .test_projector_role import healthy, query, status_of
+
+Start = Callable[..., Role]
+WHY = ("--reason", "a test")
+
+
+@pytest.fixture
+def environment(own: Addresses) -> dict[str, str]:
+    return {**os.environ, **own.environment()}
+
+
+@pytest.fixture
+def cli(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(environment, monkeypatch, capfd)
+
+
+@pytest.fixture
+def live(topics: Topics, own: Addresses, start: Start) -> Role:
+    """A projector that has applied the whole log."""
+    workflow_id = str(uuid.uuid4())
+    topics.put(*healthy(workflow_id))
+    role = start("projector")
+    wait_for("the workflow", lambda: status_of(own, workflow_id) == "completed", 120)
+    wait_for("no lag", lambda: role.metric("kintsugi_consumer_lag_records") == 0)
+    return role
+
+
+class Reader:
+    """Reads without a pause; remembers any error, and any workflow that is gone."""
+
+    def __init__(self, own: Addresses, ids: list[str]) -> None:
+        self.wrong: list[str] = []
+        self.reads = 0
+        self._own, self._ids, self._end = own, ids, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        with psycopg.connect(self._own.postgres, autocommit=True) as connection:
+            seen = 0
+            while not self._end.is_set():
+                try:
+                    found = connection.execute(
+                        "SELECT count(*), count(*) FILTER (WHERE status = 'completed' AND id = ANY(%s::uuid[]))"
+                        " FROM kintsugi.workflows",
+                        [self._ids],
+                    ).fetchone()
+                except psycopg.Error as error:
+                    self.wrong.append(str(error))
+                    return
+                assert found is not None
+                if found[1] != len(self._ids) or found[0] < seen:
+                    self.wrong.append(f"{found} after {seen}")
+                seen = found[0]
+                self.reads += 1
+
+
+class Writer:
+    """Workflows that come all the time."""
+
+    def __init__(self, topics: Topics) -> None:
+        self.ids: list[str] = []
+        self._topics, self._end = topics, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._end.wait(0.02):
+            workflow_id = str(uuid.uuid4())
+            self._topics.put(*healthy(workflow_id))
+            self.ids.append(workflow_id)
+
+
+def sound(own: Addresses) -> None:
+    report = verify(own, default_policy(), lambda what, done, total: None, only="tables")
+    assert report.sound, report
+
+
+def test_a_generation_is_promoted_and_rolled_back_under_readers_and_writers(
+    topics: Topics, own: Addresses, live: Role, cli: Cli
+) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(20)]
+    for workflow_id in ids:
+        topics.put(*healthy(workflow_id))
+    wait_for("all", lambda: all(status_of(own, i) == "completed" for i in ids))
+    reader, writer = Reader(own, ids), Writer(topics)
+    try:
+        built = cli("projections", "rebuild", *WHY, "--processes", "2", "--output", "json")
+        assert built.code == 0, built.err
+        name = built.json["name"]
+        assert built.json["rows"] > 0
+        promoted = cli("projections", "promote", name, *WHY, "--output", "json")
+        assert promoted.code == 0, promoted.err
+        retired = promoted.json["retired"]
+        wait_for("live writes", lambda: status_of(own, writer.ids[-1]) == "completed")
+        back = cli("projections", "rollback", retired, *WHY, "--output", "json")
+        assert back.code == 0, back.err
+    finally:
+        writer.stop()
+        reader.stop()
+    assert reader.wrong == []
+    assert reader.reads > 100
+    wait_for("all", lambda: all(status_of(own, i) == "completed" for i in writer.ids))
+    wait_for("no lag", lambda: live.metric("kintsugi_consumer_lag_records") == 0)
+    assert live.stop() == 0
+    sound(own)
+    assert cli("projections", "drop", back.json["retired"], *WHY).code == 0
+    states = {r["name"]: r["state"] for r in cli("projections", "list", "--output", "json").json}
+    assert states[back.json["retired"]] == "dropped"
+    assert not query(own, "SELECT 1 FROM pg_namespace WHERE nspname = %s", back.json["retired"])
+
+
+def test_killed_at_any_point_the_same_command_goes_on(
+    topics: Topics, own: Addresses, live: Role, cli: Cli, environment: dict[str, str]
+) -> None:
+    def killed(point: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "ops.cli", "projections", *arguments, *WHY],
+            env={**environment, "KINTSUGI_CRASH_AT": point},
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == -signal.SIGKILL, (point, done.stderr.decode())
+
+    for point in REBUILD_POINTS[:4]:
+        killed(point, "rebuild")
+    topics.put(*healthy(str(uuid.uuid4())))
+    wait_for("no lag", lambda: live.metric("kintsugi_consumer_lag_records") == 0)
+    for point in REBUILD_POINTS[4:6]:
+        killed(point, "rebuild")
+    built = cli("projections", "rebuild", *WHY, "--output", "json")
+    assert built.code == 0, built.err
+    assert [r["state"] for r in cli("projections", "list", "--output", "json").json] == ["ready"], "one, not seven"
+    killed("rebuild_swapped", "promote", built.json["name"])
+    assert cli("projections", "promote", built.json["name"], *WHY).code == 0
+    assert live.stop() == 0
+    sound(own)
+
+
+def test_what_differs_is_told_by_row_and_not_promoted(own: Addresses, live: Role, cli: Cli) -> None:
+    assert live.stop() == 0
+    with psycopg.connect(own.postgres) as connection:
+        row = connection.execute("UPDATE kintsugi.workflows SET status = 'failed' RETURNING id::text").fetchone()
+    assert row is not None
+    built = cli("projections", "rebuild", *WHY, "--output", "json")
+    assert built.code == 6
+    refused = cli("projections", "promote", built.json["name"], *WHY, "--output", "json")
+    assert refused.code == 6
+    assert {(d["table"], d["column"]) for d in refused.json} == {("workflows", "status")}
+    assert "differ from the live tables" in refused.err
+    done = cli("projections", "promote", built.json["name"], *WHY, "--accept-differences")
+    assert done.code == 0, done.err
+    sound(own)
+
+
+def test_what_stands_in_the_way_is_said(own: Addresses, live: Role, cli: Cli) -> None:
+    with psycopg.connect(own.postgres, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [0x6B67656E])
+        busy = cli("projections", "rebuild", *WHY)
+        assert (busy.code, "another rebuild" in busy.err) == (4, True)
+        connection.execute("SELECT pg_advisory_unlock_all()")
+        connection.execute("ALTER TABLE kintsugi.workflow_errors ADD COLUMN mine integer")
+        altered = cli("projections", "rebuild", *WHY)
+        assert (altered.code, "workflow_errors.mine: integer" in altered.err) == (4, True)
+    assert cli("projections", "list", "--output", "json").json == []
+    assert cli("projections", "promote", "kintsugi_g9", *WHY).code == 4
+    assert live.stop() == 0
