@@ -1,13 +1,16 @@
 """What must be true of every log (FAULTS.md, I3, I5, I6, I9), checked by folding it again with the same engine.
 
 The engine is a function of the log, so the log proves itself: each fact and command that the fold asks for is there,
-and none that it does not ask for. Beside that, what services did is held against what they were told.
+and none that it does not ask for, and each decision and command says what the fold says: ids alone do not tell which
+policy decided. Beside that, what services did is held against what they were told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from typing import Any
 
 from schemas.records import COMMAND_TYPES, Command, Record
 from schemas.records.events import (
@@ -33,6 +36,13 @@ from .timers import next_due_us
 GRACE_US = 15_000_000
 #: Facts that engines before 0.3.0 did not write: in what they left behind none is missed.
 _LATER = frozenset({"DependantsHeld", "DependantsReleased", "RepairHeld", "ResourceLimitNear"})
+#: Who wrote a record, when, and why in words: that may be said in another way and mean the same.
+_WORDS = frozenset(Record.__dataclass_fields__) | {"reason", "actor", "rule", "evidence", "alternatives"}
+_COMPARED_TYPES: tuple[type[Record], ...] = (RecoveryDecided, *COMMAND_TYPES.values())
+#: Fields of decisions and commands that say what is to be done.
+_COMPARED = {kind.__name__: tuple(f.name for f in fields(kind) if f.name not in _WORDS) for kind in _COMPARED_TYPES}
+#: Characters of a value that is kept to be compared, and shown; of a longer one only its digest is.
+_VALUE_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +71,11 @@ class LogCheck:
         self._asked: dict[str, tuple[str, str, int]] = {}
         #: Id of each fact or command that an engine wrote: workflow, what it is, broker time.
         self._made: dict[str, tuple[str, str, int]] = {}
+        #: What asked decisions and commands say, until they are met.
+        self._contents: dict[str, tuple[Any, ...]] = {}
         self._decided: dict[tuple[str, int], str] = {}
+        #: Attempts that were decided by an engine that decides as this one: what earlier ones wrote says less.
+        self._comparable: set[tuple[str, int]] = set()
         self._sent: dict[tuple[str, int], str] = {}
         self._accepted: dict[str, str] = {}
         self._runs: dict[tuple[str, str], str] = {}
@@ -69,6 +83,8 @@ class LogCheck:
         self._findings: list[Finding] = []
         #: Events of checkpoints whose bytes could not be proven here: in object storage, or without their key.
         self._unreadable: set[str] = set()
+        #: Their workflows: whoever could look into them may have seen earlier which were not good.
+        self._unproven: set[str] = set()
         self._commands_from_us = 0
         #: Partition to the broker time of the first decision of an engine that writes them.
         self._later_from_us: dict[int, int] = {}
@@ -90,11 +106,14 @@ class LogCheck:
         record = event.record
         if event.unreadable is not None:
             self._unreadable.add(record.event_id)
+            self._unproven.add(record.workflow_id)
         # Whoever rejected a checkpoint that cannot be looked into here had its key: nothing is held against it.
         rests_on_its_bytes = record.causation_id in self._unreadable
         if record.producer == PRODUCER and type(record) is not TimerFired and not rests_on_its_bytes:
             self._made.setdefault(record.event_id, (record.workflow_id, type(record).__name__, event.timestamp_us))
         self._watch(event)
+        if type(record) is RecoveryDecided:
+            self._compare(record)
         if type(record) is RecoveryDecided and record.ladder:
             self._later_from_us.setdefault(event.partition, event.timestamp_us)
         in_force = self._in_force.setdefault(event.partition, InForce(self._policy))
@@ -112,10 +131,13 @@ class LogCheck:
                 continue  # another topic, whose records expire
             wanted: Record = effect.record if isinstance(effect, Append) else effect.command
             self._asked.setdefault(wanted.event_id, (workflow_id, type(wanted).__name__, event.timestamp_us))
+            if isinstance(wanted, RecoveryDecided | Command) and wanted.event_id not in self._made:
+                self._contents.setdefault(wanted.event_id, _content(wanted))
 
     def command(self, command: Command, timestamp_us: int) -> None:
         """The next command of its partition, and its broker time."""
         self._made.setdefault(command.event_id, (command.workflow_id, type(command).__name__, timestamp_us))
+        self._compare(command)
         if command.error_id is None or command.attempt_number == 0:
             return
         first = self._sent.setdefault((command.error_id, command.attempt_number), command.command_id)
@@ -126,6 +148,23 @@ class LogCheck:
                 command.error_id,
                 f"attempt {command.attempt_number} was sent as {first} and as {command.command_id}",
             )
+
+    def _compare(self, record: RecoveryDecided | Command) -> None:
+        """Of what is in the log more than once the first counts."""
+        wanted = self._contents.pop(record.event_id, None)
+        if wanted is None or record.workflow_id in self._unproven:
+            return
+        if (record.error_id, record.attempt_number) not in self._comparable:
+            return
+        made = _content(record)
+        differing = [
+            f"{name} is {said!r:.{_VALUE_CHARS_MAX}} and not {asked!r:.{_VALUE_CHARS_MAX}}"
+            for name, said, asked in zip(_COMPARED[type(record).__name__], made, wanted, strict=True)
+            if said != asked
+        ]
+        if differing:
+            detail = f"{type(record).__name__} is not what follows from the log: {'; '.join(differing)}"
+            self._add("differs", record.workflow_id, record.event_id, detail)
 
     def findings(self, now_us: int) -> list[Finding]:
         """Everything that is wrong. `now_us`: broker time when the end of what was read was fixed."""
@@ -196,7 +235,10 @@ class LogCheck:
                 self._add("restored_unverified", record.workflow_id, record.checkpoint_id, detail)
 
     def _one_decision(self, record: RecoveryDecided) -> None:
-        first = self._decided.setdefault((record.error_id, record.attempt_number), record.event_id)
+        attempt = (record.error_id, record.attempt_number)
+        if record.ladder and attempt not in self._decided:
+            self._comparable.add(attempt)
+        first = self._decided.setdefault(attempt, record.event_id)
         if first != record.event_id:
             self._add(
                 "decided_twice",
@@ -207,3 +249,15 @@ class LogCheck:
 
     def _add(self, rule: str, workflow_id: str, subject_id: str, detail: str) -> None:
         self._findings.append(Finding(rule=rule, workflow_id=workflow_id, subject_id=subject_id, detail=detail))
+
+
+def _content(record: Record) -> tuple[Any, ...]:
+    return tuple(_short(getattr(record, name)) for name in _COMPARED[type(record).__name__])
+
+
+def _short(value: Any) -> Any:
+    """Texts and bytes of people may be long; what is compared is kept until its record comes."""
+    if not isinstance(value, str | bytes) or len(value) <= _VALUE_CHARS_MAX:
+        return value
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    return f"sha256:{sha256(data).hexdigest()}"

@@ -19,8 +19,9 @@ def verify(policy: Path | None, only: str | None, without_archive: bool, output:
     """Prove that log, commands and tables agree.
 
     Folds the whole log, from the archive on, again with the same engine: every decision and command that follows from
-    it is there, none that does not, nothing was done twice for one command, nothing waits that is overdue, and every
-    table row equals the fold up to the tables' position. Exit 6 when anything differs; each difference is listed.
+    it is there and says what follows, none that does not, nothing was done twice for one command, nothing waits that is
+    overdue, and every table row equals the fold up to the tables' position. Exit 6 when anything differs; each
+    difference is listed.
     """
     from engine.policy import default_policy, load_policy
     from ops.stack import addresses

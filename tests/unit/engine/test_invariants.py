@@ -9,10 +9,11 @@ from hypothesis import given, settings
 
 from engine.events import Delivered
 from engine.invariants import GRACE_US, Finding, LogCheck
-from engine.policy import default_policy
+from engine.policy import Policy, default_policy
 from engine.testing import Service, World
 from schemas.records import Command
 from schemas.records.events import (
+    CheckpointCreated,
     CommandAcknowledged,
     DependantsHeld,
     ErrorClassified,
@@ -76,7 +77,7 @@ def test_no_finding_in_a_log_that_an_engine_made(made: list[tuple[object, ...]])
     world = World(POLICY)
     play(world, Service(world, tuple(StepSpec(step_id=s) for s in "abc")), made)
     found = rules(check(world, world.log, world.commands, later_us=0))
-    assert not found & {"missing", "unasked", "two_commands", "decided_twice", "not_applicable"}
+    assert not found & {"missing", "unasked", "differs", "two_commands", "decided_twice", "not_applicable"}
 
 
 def test_no_finding_in_a_healthy_repair(world: World, service: Service) -> None:
@@ -116,6 +117,92 @@ def test_a_decision_that_follows_from_nothing_is_found(world: World, service: Se
     decision = service.decisions[0]
     forged = Delivered(replace(decision, event_id=world.new_id()), 0, len(world.log), world.now_us)
     assert {"unasked", "decided_twice"} <= rules(check(world, [*world.log, forged], world.commands))
+
+
+def differing(findings: list[Finding]) -> str:
+    (finding,) = [f for f in findings if f.rule == "differs"]
+    return finding.detail
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("strategy", "retry_step"), ("parameters", '{"factor": 4}'), ("policy_version", "0"), ("execute_after_ms", 7)],
+)
+def test_a_decision_that_says_something_else_is_found(
+    world: World, service: Service, field: str, value: object
+) -> None:
+    log = [
+        replace(e, record=replace(e.record, **{field: value})) if isinstance(e.record, RecoveryDecided) else e
+        for e in world.log
+    ]
+    asked = getattr(service.decisions[0], field)
+    assert differing(check(world, log, world.commands, later_us=0)) == (
+        f"RecoveryDecided is not what follows from the log: {field} is {value!r} and not {asked!r}"
+    )
+
+
+def test_a_command_that_says_something_else_is_found(world: World, service: Service) -> None:
+    changed = replace(world.commands[0], step_id="test", expires_at=1)
+    detail = differing(check(world, world.log, [changed]))
+    assert detail.startswith("RetryStep is not what follows from the log: expires_at is 1 and not ")
+    assert detail.endswith("; step_id is 'test' and not 'build'")
+
+
+def test_another_policy_with_the_same_effects_is_found(world: World, service: Service) -> None:
+    def with_policy(policy: Policy) -> list[Finding]:
+        checked = LogCheck(policy)
+        checked.begins_at_zero(0)
+        for event in world.log:
+            checked.event(event)
+        for command in world.commands:
+            checked.command(command, world.now_us)
+        return checked.findings(world.now_us)
+
+    assert "policy_version is" in differing(with_policy(POLICY))
+    assert with_policy(default_policy()) == []
+
+
+def test_a_reason_may_be_put_in_other_words(world: World, service: Service) -> None:
+    log = [
+        replace(e, record=replace(e.record, rule="r", evidence="{}", alternatives="[]"))
+        if isinstance(e.record, RecoveryDecided)
+        else e
+        for e in world.log
+    ]
+    assert check(world, log, [replace(world.commands[0], reason="because", actor="somebody")]) == []
+
+
+def test_of_what_stands_twice_the_first_counts(world: World, service: Service) -> None:
+    copies = [
+        replace(e, record=replace(e.record, strategy="other"), offset=len(world.log))
+        for e in world.log
+        if isinstance(e.record, RecoveryDecided)
+    ]
+    assert check(world, [*world.log, *copies], world.commands) == []
+
+
+def test_what_an_earlier_release_wrote_is_held_to_its_ids_alone(world: World, service: Service) -> None:
+    log = [
+        replace(e, record=replace(e.record, ladder="", policy_version="0", rung=7))
+        if isinstance(e.record, RecoveryDecided)
+        else e
+        for e in world.log
+    ]
+    assert check(world, log, [replace(world.commands[0], expires_at=1)]) == []
+
+
+def test_a_workflow_with_a_state_that_cannot_be_looked_into_is_held_to_ids_alone(
+    world: World, service: Service
+) -> None:
+    log = [
+        replace(e, unreadable="without its key")
+        if isinstance(e.record, CheckpointCreated)
+        else replace(e, record=replace(e.record, checkpoint_id=None))
+        if isinstance(e.record, RecoveryDecided)
+        else e
+        for e in world.log
+    ]
+    assert "differs" not in rules(check(world, log, world.commands, later_us=0))
 
 
 def test_copies_are_no_finding(world: World, service: Service) -> None:

@@ -169,7 +169,7 @@ def test_a_log_with_changes_in_it_proves_itself_and_with_another_policy_at_its_b
     failed(world)
     assert (len(world.records(InterventionRequested)), len(world.records(WorkflowFailed))) == (1, 1)
     assert rules_broken(world, policy_of(asks(True))) == set()
-    assert rules_broken(world, policy_of(asks(False))) == {"missing", "unasked"}
+    assert rules_broken(world, policy_of(asks(False))) == {"missing", "unasked", "differs"}
 
 
 def test_a_log_that_begins_after_the_change_is_proven_with_what_was_in_force_there() -> None:
@@ -182,7 +182,7 @@ def test_a_log_that_begins_after_the_change_is_proven_with_what_was_in_force_the
         check.begins_at_zero(0)
         check.policy_before(0, asks(True), sequence)
         found.append(broken(check, world, world.log[1:]))
-    assert found == [{"missing", "unasked"}, set()]
+    assert found == [{"missing", "unasked", "differs"}, set()]
 
 
 def rules_broken(world: World, policy: Policy) -> set[str]:
