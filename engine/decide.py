@@ -22,6 +22,7 @@ from .effects import Append, Effect, Send, fact
 from .events import Delivered
 from .fold_stages import BRANCHES
 from .inforce import NO_BREAKERS, Breakers
+from .ladder import GIVE_UP
 from .outcome import finished
 from .policy.model import Policy
 from .propose import propose
@@ -53,7 +54,7 @@ def _hold(state: WorkflowState, event: Delivered, policy: Policy, breakers: Brea
     if case is None or attempt is None or attempt.status != "sent" or t.outcome == "released":
         return None
     decision = attempt.decision
-    if decision.command_type is None or decision.strategy == MANUAL or decision.ladder == LADDER:
+    if decision.command_type is None or decision.strategy in (MANUAL, GIVE_UP) or decision.ladder == LADDER:
         return None
     key = key_of(case.fingerprint, case.dependency)
     if breakers and breakers.is_open(key):
@@ -143,9 +144,9 @@ def _decided(state: WorkflowState, event: Delivered, policy: Policy, t: Transiti
     decision = t.attempt.decision
     if t.attempt.status == "sent" and decision.command_type is not None:
         yield Send(command_of(t.attempt, state, event, policy))
-    if decision.strategy != MANUAL:
+    if decision.strategy not in (MANUAL, GIVE_UP):
         return
-    if policy.intervention.enabled:
+    if decision.strategy == MANUAL and policy.intervention.enabled:
         trigger = json.loads(decision.evidence).get("trigger", "all_recovery_strategies_failed")
         yield people.request(event, policy, t.case, trigger, decision.rule, state=state)
     else:

@@ -1,4 +1,7 @@
-"""Which repair comes next: the rung, within the budgets of rung, ladder and workflow; after the last, a human."""
+"""Which repair comes next: the rung, within the budgets of rung, ladder and workflow; after the last, a human.
+
+Where the policy asks nobody, the workflow is given up, and says so: none is left neither repaired nor looked after.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from schemas.ids import derive_id
 
 from .backoff import jittered_ms
 from .branches import waiting
-from .policy.model import Backoff, Ladder, Policy, Rung
+from .policy.model import Backoff, Ladder, Policy, Rung, fitting
 from .safety import Unknowable, checked
 from .state import Case, WorkflowState
 from .strategies import MANUAL, STRATEGIES, UNDOING, Plan, Situation, Unavailable
 
 #: Longest wait before the next command to a service that answered none so far.
 UNANSWERED_WAIT_MS_MAX = 600_000
+#: What is decided when no repair is left and nobody is to be asked.
+GIVE_UP = "give_up"
 _HUMAN = Rung(strategy=MANUAL, attempts_max=1)
 
 
@@ -42,7 +47,7 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
         return _undo(state, case, policy, ladder)
     spent = _spent(state, case, ladder, policy, now_us)
     if spent is not None:
-        return _give_up(state, case, policy, ladder, spent, "max_recovery_attempts_exceeded", passed)
+        return _end(state, case, policy, ladder, spent, passed, spent=True)
     reached, tries = (case.progress or {}).get(ladder.name, (0, 0))
     attempt_id = attempt_id_of(case)
     for number in range(reached, len(ladder.rungs)):
@@ -70,9 +75,7 @@ def choose(state: WorkflowState, case: Case, policy: Policy, now_us: int) -> Cho
                 )
             reason = safe.reason
         passed.append((rung.strategy, reason or ""))
-    critical = case.severity == "critical"
-    trigger = "critical_state_corruption" if critical else "all_recovery_strategies_failed"
-    return _give_up(state, case, policy, ladder, "the ladder is exhausted", trigger, passed)
+    return _end(state, case, policy, ladder, "the ladder is exhausted", passed, spent=False)
 
 
 def _undo(state: WorkflowState, case: Case, policy: Policy, ladder: Ladder) -> Choice:
@@ -133,21 +136,28 @@ def _rung_spent(case: Case, rung: Rung, made: int, now_us: int) -> str | None:
     return None
 
 
-def _give_up(
+def _end(
     state: WorkflowState,
     case: Case,
     policy: Policy,
     ladder: Ladder,
     rule: str,
-    trigger: str,
     passed: list[tuple[str, str]],
+    *,
+    spent: bool,
 ) -> Choice:
-    """No repair is left: leave the step and its dependants out, or end the workflow, where the policy says so; once."""
+    """No repair is left: leave the step and its dependants out, or end the workflow, where the policy says so; once.
+    Else a human is asked where the policy's triggers say so, and the workflow is given up where they do not."""
+    fits = fitting(spent=spent, critical=case.severity == "critical")
     what, last = policy.coordination.dependants, len(ladder.rungs)
     tried = (case.progress or {}).get(ladder.name, (0, 0))
     known = state.graph.spec(case.step_id) is not None
     if what == "hold" or not known or case.severity == "critical" or (tried[0] >= last and tried[1] > 0):
-        return _human(state, case, policy, ladder, rule, trigger, passed)
+        trigger = policy.asked_by(ladder, fits)
+        if trigger is None and policy.intervention.enabled:
+            why = f"manual_intervention.triggers does not list {' or '.join(fits)}"
+            return _give_up(ladder, rule, fits[0], passed, why)
+        return _human(state, case, policy, ladder, rule, trigger or fits[0], passed)
     rule = f"coordination.dependants: {what}; {rule}"
     if what == "fail":
         plan = Plan(command_type="CancelWorkflow", action=f"give the workflow up: step {case.step_id!r} failed")
@@ -171,6 +181,15 @@ def _human(
     trigger: str,
     passed: list[tuple[str, str]],
 ) -> Choice:
+    if not policy.intervention.enabled:
+        return _give_up(ladder, rule, trigger, passed, "manual_intervention.enabled is false")
     plan = STRATEGIES[MANUAL](Situation(state, case, _HUMAN, policy, attempt_id_of(case), 1))
     assert isinstance(plan, Plan)
     return Choice(MANUAL, len(ladder.rungs), plan, rule, tuple(passed), trigger, ladder.name)
+
+
+def _give_up(ladder: Ladder, rule: str, trigger: str, passed: list[tuple[str, str]], why: str) -> Choice:
+    """Nobody is asked: the workflow fails when the decision is read back, and its service is told to end it."""
+    plan = Plan(command_type="CancelWorkflow", action="give the workflow up")
+    passed.append((MANUAL, why))
+    return Choice(GIVE_UP, len(ladder.rungs), plan, f"{rule}; {why}", tuple(passed), trigger, ladder.name)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from engine.classify import ERROR_TYPES
+from engine.classify import ERROR_TYPES, STATE_CORRUPTION
 from engine.policy import Ladder, Policy, Rung, load_policy, parse_policy
+from engine.policy.model import fitting
 
 from .diff import diff
 
@@ -90,16 +91,27 @@ def changed_ladders(before: Side, after: Side) -> list[LadderChange]:
 
 
 def _ladders(policy: Policy) -> dict[str, tuple[str, ...]]:
-    found = {error_type: described(policy.ladder(error_type)) for error_type in ERROR_TYPES}
-    return found | {f"rule {rule.name}": described(rule.ladder) for rule in policy.rules}
+    found = {error_type: _described(policy, policy.ladder(error_type)) for error_type in ERROR_TYPES}
+    return found | {f"rule {rule.name}": _described(policy, rule.ladder) for rule in policy.rules}
 
 
-def described(ladder: Ladder) -> tuple[str, ...]:
-    """A ladder's rungs, then its budgets, in words."""
+def ending(policy: Policy, ladder: Ladder) -> str:
+    """What comes after a ladder, in words."""
+    critical = ladder.error_type == STATE_CORRUPTION
+    exhausted, spent = (policy.asked_by(ladder, fitting(spent=s, critical=critical)) for s in (False, True))
+    if exhausted and spent:
+        return "then a human"
+    if exhausted:
+        return "then a human; given up when a budget is spent"
+    return "then given up; a human when a budget is spent" if spent else "then given up"
+
+
+def _described(policy: Policy, ladder: Ladder) -> tuple[str, ...]:
+    """A ladder's rungs, what comes after them, and its budgets, in words."""
     limits = [f"at most {ladder.time_ms_max} ms"]
     if ladder.cost_max is not None:
         limits.append(f"at most {ladder.cost_max:g} in cost")
-    return (*map(_rung, ladder.rungs), "then a human", *limits)
+    return (*map(_rung, ladder.rungs), ending(policy, ladder), *limits)
 
 
 def _rung(rung: Rung) -> str:

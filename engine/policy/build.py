@@ -27,9 +27,7 @@ from .model import (
 
 _ATTEMPTS_DEFAULT = 3
 _DAY_MS = 24 * 3600 * 1000
-_DEFAULT_UNKNOWN = Recovery(
-    strategy="retry_step", max_retries=3, backoff_strategy="exponential", fallback_strategy="manual_intervention"
-)
+_DEFAULT_UNKNOWN = Recovery(strategy="retry_step", max_retries=3, backoff_strategy="exponential")
 _HUMAN = "manual_intervention"
 
 
@@ -101,6 +99,7 @@ def _intervention(parsed: WorkflowErrorHandling) -> Intervention:
         timeout_ms=people.timeout * 1000,
         escalations_max=people.max_escalations,
         on_timeout=people.on_timeout,
+        triggers=frozenset(people.triggers),
     )
 
 
@@ -173,6 +172,7 @@ def _ladder(error_type: str, entry: Recovery, time_ms_max: int) -> Ladder:
         rungs=rungs,
         attempts_max=sum(r.attempts_max for r in rungs),
         time_ms_max=entry.max_time or time_ms_max,
+        human=_HUMAN in (entry.strategy, entry.fallback_strategy),
     )
 
 
@@ -204,6 +204,7 @@ def _rule(rule: RecoveryRule, time_ms_max: int) -> Rule:
             attempts_max=sum(r.attempts_max for r in rungs),
             time_ms_max=rule.max_time or time_ms_max,
             cost_max=rule.max_cost,
+            human=any(rung.strategy == _HUMAN for rung in rule.ladder),
         ),
     )
 

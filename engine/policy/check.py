@@ -12,6 +12,7 @@ from ..recent import RECENT_MAX
 from .build import match_of
 from .file import Recovery, RecoveryRule, RuleRung, WorkflowErrorHandling
 from .matching import Match, Pattern
+from .model import TRIGGERS
 
 _HUMAN = "manual_intervention"
 _NEED_STEP = ("resume_from_step",)
@@ -84,6 +85,24 @@ def remarks(parsed: WorkflowErrorHandling) -> Iterator[str]:
                 break
     for number, rule in enumerate(parsed.recovery_rules):
         yield from _spent_early(f"recovery_rules.{number}", rule, parsed)
+    yield from _asks_all_the_same(parsed)
+
+
+def _asks_all_the_same(parsed: WorkflowErrorHandling) -> Iterator[str]:
+    """Ladders that name a human: what the triggers leave out does not hold for them."""
+    people = parsed.manual_intervention
+    left_out = [trigger for trigger in TRIGGERS if trigger not in people.triggers]
+    if not people.enabled or not left_out:
+        return
+    why = f"a human is asked, though manual_intervention.triggers leaves out {', '.join(left_out)}"
+    for name, entry in _entries(parsed):
+        for key in ("strategy", "fallback_strategy"):
+            if getattr(entry, key) == _HUMAN:
+                yield f"recovery_strategies.{name}.{key}: {why}"
+                break
+    for number, rule in enumerate(parsed.recovery_rules):
+        if rule.ladder and rule.ladder[-1].strategy == _HUMAN:
+            yield f"recovery_rules.{number}.ladder.{len(rule.ladder) - 1}: {why}"
 
 
 def _entries(parsed: WorkflowErrorHandling) -> Iterator[tuple[str, Recovery]]:

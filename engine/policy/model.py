@@ -9,6 +9,19 @@ from schemas.records.events import StepSpec
 
 from .matching import Match
 
+#: How a ladder ends, as `manual_intervention.triggers` has it: a budget is spent, the state corrupt, no rung left.
+SPENT = "max_recovery_attempts_exceeded"
+CORRUPT = "critical_state_corruption"
+EXHAUSTED = "all_recovery_strategies_failed"
+TRIGGERS = (SPENT, CORRUPT, EXHAUSTED)
+
+
+def fitting(*, spent: bool, critical: bool) -> tuple[str, ...]:
+    """The triggers that fit the end of a ladder, the most telling first. `critical`: of a corrupt state."""
+    if spent:
+        return (SPENT, CORRUPT) if critical else (SPENT,)
+    return (CORRUPT, EXHAUSTED) if critical else (EXHAUSTED,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
@@ -36,9 +49,10 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
-    """The repairs of one error type or of one rule, in order. After the last comes a human.
+    """The repairs of one error type or of one rule, in order. Whether a human comes after them the policy says.
 
-    `name`: the rule's name, or the error type. `error_type` of a rule's ladder is what the rule matches.
+    `name`: the rule's name, or the error type. `error_type` of a rule's ladder is what the rule matches. `human`: the
+    policy names a human as the last of its strategies.
     """
 
     error_type: str
@@ -47,6 +61,7 @@ class Ladder:
     time_ms_max: int
     name: str
     cost_max: float | None = None
+    human: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +87,7 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervention:
-    """How a human is asked."""
+    """When and how a human is asked."""
 
     enabled: bool
     channels: tuple[str, ...]
@@ -80,6 +95,7 @@ class Intervention:
     timeout_ms: int
     escalations_max: int
     on_timeout: str = "escalate"
+    triggers: frozenset[str] = frozenset(TRIGGERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +223,16 @@ class Policy:
         if found is not None:
             return found, f"recovery_strategies.{error_type}"
         return self.fallback, f"recovery_strategies.{self.fallback.name}: {error_type} has no entry"
+
+    def asked_by(self, ladder: Ladder, fits: tuple[str, ...]) -> str | None:
+        """The trigger by which a human is asked when a ladder ends; None when nobody is.
+
+        A ladder that names a human as its last strategy asks, whatever is listed.
+        """
+        if not self.intervention.enabled:
+            return None
+        listed = [trigger for trigger in fits if trigger in self.intervention.triggers]
+        return listed[0] if listed else fits[0] if ladder.human else None
 
     def step_timeout_ms(self, spec: StepSpec) -> int:
         """Deadline of a run whose start gave none: the graph's, else the policy's for this kind of step."""

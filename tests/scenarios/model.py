@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from engine.by_hand import CANCEL, SKIP
 from engine.classify import ERROR_TYPES
+from engine.ladder import GIVE_UP
 from engine.policy import Policy, default_policy, load_policy
 from engine.strategies import STRATEGIES
 from schemas.errors import KintsugiError
@@ -31,8 +32,8 @@ CASES_OF_MATRIX_MAX = 8
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 CommandName = Annotated[str, AfterValidator(lambda name: _one_of(name, (*COMMAND_TYPES, "any"), "command"))]
-#: Besides those of a ladder, what only people choose.
-_STRATEGIES = (*STRATEGIES, SKIP, CANCEL)
+#: Besides those of a ladder, what only people choose, and what comes where nobody is asked.
+_STRATEGIES = (*STRATEGIES, SKIP, CANCEL, GIVE_UP)
 Strategy = Annotated[str, AfterValidator(lambda name: _one_of(name, _STRATEGIES, "strategy"))]
 #: A workflow that stands before an intervention point is asked about as an error is, and is none.
 POINT = "intervention_point"

@@ -97,3 +97,19 @@ def test_every_parameter_of_a_rung_shows() -> None:
 def test_what_is_no_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match="somewhere"):
         Side.of("workflow_error_handling: {x: 1}", "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("people", "then"),
+    [
+        ({"enabled": False}, "then given up"),
+        ({"triggers": []}, "then given up"),
+        ({"triggers": ["max_recovery_attempts_exceeded"]}, "then given up; a human when a budget is spent"),
+        ({"triggers": ["all_recovery_strategies_failed"]}, "then a human; given up when a budget is spent"),
+    ],
+)
+def test_what_comes_after_a_ladder_is_part_of_it(people: dict[str, Any], then: str) -> None:
+    changed = changed_ladders(side(), side(manual_intervention=people))
+    deadlock = next(change for change in changed if change.ladder == "deadlock")
+    assert deadlock.before is not None and deadlock.after is not None
+    assert (deadlock.before[1], deadlock.after[1]) == ("then a human", then)
