@@ -179,7 +179,8 @@ class Backtest:
             state = evolve(self._states.get(workflow_id), event)
             if state.transitions:
                 self._follow(state, event, in_force.policy)
-                self._propose(state, event, in_force)
+                if any(t.kind in _PROPOSING for t in state.transitions):
+                    self._propose(state, event, in_force)
         except TooLargeError:
             raise
         except Exception:  # the recovery role sets such a record aside and goes on
@@ -360,6 +361,8 @@ class Backtest:
             track.expected[event_id] = before, after, course_before, course, policy.version
 
 
+#: Transitions after which an error's next repair is decided.
+_PROPOSING = frozenset({"opened", "ended", "staged", "resolved", "go_on"})
 _SMALLER = "choose a shorter time with --since and --until, or one --workflow-type"
 
 

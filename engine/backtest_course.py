@@ -14,16 +14,16 @@ from .state import Case, WorkflowState
 from .strategies import MANUAL, RESTORING, UNDOING
 
 #: Strategies of the engine's own that leave a step out, or end its workflow.
-_GIVES_UP = frozenset({"skip_dependants", "fail_dependants"})
+_GIVES_UP = frozenset({"skip_dependants", "fail_dependants", "give_up"})
 
 
 def course_of(
     state: WorkflowState, case: Case, policy: Policy, decision: RecoveryDecided, tried: frozenset[str]
 ) -> Course:
     """From a decision of this policy on. `tried`: strategies that the error has been tried with before."""
-    end = "human" if policy.intervention.enabled else "gives_up"
+    end = _end(state, case, policy)
     if decision.strategy == MANUAL:
-        return Course((), end)
+        return Course((), "human" if policy.intervention.enabled else "gives_up")
     if decision.strategy in _GIVES_UP:
         return Course((), "gives_up")
     ladder, _ = policy.ladder_for(case.error_type, state.workflow_type, case.step_id, case.error_code, case.message)
@@ -55,6 +55,14 @@ def course_of(
             seen.add(rung.strategy)
             spent, workflow_spent = spent + rung.cost, workflow_spent + rung.cost
     return Course(tuple(tries), end)
+
+
+def _end(state: WorkflowState, case: Case, policy: Policy) -> str:
+    """What comes after the last try: step or workflow are given up where the policy says so, else people are asked."""
+    known = state.graph.spec(case.step_id) is not None
+    if policy.coordination.dependants != "hold" and known and case.severity != "critical":
+        return "gives_up"
+    return "human" if policy.intervention.enabled else "gives_up"
 
 
 def _wait_ms(rung: Rung, count: int, policy: Policy) -> int:

@@ -319,6 +319,32 @@ def test_a_course_longer_than_is_looked_at_leaves_its_rest_unknown() -> None:
     assert (len(row.difference.course.tries), row.difference.course.cut) == (TRIES_MAX, True)
 
 
+@pytest.mark.parametrize(
+    ("more", "end"),
+    [
+        ({}, "human"),
+        ({"manual_intervention": {"enabled": False}}, "gives_up"),
+        ({"coordination": {"dependants": "skip"}}, "gives_up"),
+    ],
+)
+def test_a_course_ends_as_the_policy_says(more: dict[str, Any], end: str) -> None:
+    world = World(RETRY)
+    play(world, True)
+    [row] = run(world, policy_of(("complete_restart", 1), **more), RETRY).rows
+    assert row.difference is not None
+    assert row.difference.course == Course((Try("complete_restart", True, 1.0, 0),), end)
+
+
+def test_tries_that_were_made_and_budgets_that_are_spent_shorten_a_course() -> None:
+    more = policy_of(("retry_step", 1), ("complete_restart", 9), budgets={"workflow_max_attempts": 3})
+    world = World(RETRY)
+    play(world, False, True)
+    [row] = run(world, more, RETRY).rows
+    assert row.difference is not None
+    assert [t.strategy for t in row.difference.course.tries] == ["complete_restart"] * 2
+    assert [t.first for t in row.difference.course.tries] == [True, False]
+
+
 def test_the_same_history_gives_the_same_report() -> None:
     first, second = (report_of(run(mixed(), RESTART, RETRY)) for _ in range(2))
     assert first.figures() == second.figures()
