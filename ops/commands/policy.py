@@ -24,7 +24,7 @@ from ops.output import (
 
 if TYPE_CHECKING:
     from consumers.policies import Entry
-    from engine.policy import Ladder
+    from engine.policy import Ladder, Policy
     from ops.policies import Reach
     from ops.policy_diff import Side
     from ops.stack import Addresses
@@ -55,27 +55,34 @@ def validate(file: Path | None, output: str) -> None:
     loaded = default_policy() if file is None else load_policy(read_text(file), str(file))
     rows: list[dict[str, Any]] = []
     for rule in loaded.rules:
-        rows += _rungs(rule.ladder, rule.name, str(rule.match))
+        rows += _rungs(loaded, rule.ladder, rule.name, str(rule.match))
     for ladder in loaded.ladders.values():
-        rows += _rungs(ladder, None, ladder.error_type)
+        rows += _rungs(loaded, ladder, None, ladder.error_type)
     columns = ("rule", "match") if loaded.rules else ("error_type",)
-    show(rows, output, columns=(*columns, "rung", "strategy", "attempts", "backoff", "cost"))
+    show(rows, output, columns=(*columns, "rung", "strategy", "attempts", "backoff", "cost", "then"))
     for warning in loaded.warnings:
         say(f"warning: {warning}")
-    say(f"version {loaded.version}: valid; after the last rung a human is asked")
+    say(f"version {loaded.version}: valid")
 
 
-def _rungs(ladder: Ladder, rule: str | None, match: str) -> list[dict[str, Any]]:
+def _rungs(policy: Policy, ladder: Ladder, rule: str | None, match: str) -> list[dict[str, Any]]:
+    """A row per rung; the last says what comes after it, and so does that of a ladder without any."""
+    from ops.policy_diff import ending
+
+    then = ending(policy, ladder)
+    names = {"rule": rule, "match": match, "error_type": ladder.error_type}
+    if not ladder.rungs:
+        return [{**names, "rung": 0, "strategy": None, "attempts": 0, "backoff": "none", "cost": 0.0, "then": then}]
+    last = len(ladder.rungs) - 1
     return [
         {
-            "rule": rule,
-            "match": match,
-            "error_type": ladder.error_type,
+            **names,
             "rung": number + 1,
             "strategy": rung.strategy,
             "attempts": rung.attempts_max,
             "backoff": f"{rung.backoff.base_ms}..{rung.backoff.max_ms} ms" if rung.backoff else "none",
             "cost": rung.cost,
+            "then": then if number == last else None,
         }
         for number, rung in enumerate(ladder.rungs)
     ]

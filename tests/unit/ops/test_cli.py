@@ -67,7 +67,8 @@ def test_policy_validate_shows_ladders_as_json() -> None:
         "none",
         1.0,
     )
-    assert "valid; after the last rung a human is asked" in done.stderr
+    assert [row["then"] for row in rows if row["error_type"] == "infinite_loop"] == [None, "then a human"]
+    assert done.stderr.endswith(": valid\n")
 
 
 def test_policy_validate_shows_rules_before_ladders_and_warns(tmp_path: Path) -> None:
