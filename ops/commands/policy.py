@@ -1,4 +1,4 @@
-"""`kintsugi policy validate | diff | apply | history | explain`."""
+"""`kintsugi policy validate | diff | apply | history | explain | backtest`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ops.commands.policy_backtest import backtest
 from ops.output import (
     CONFLICT,
     ID,
@@ -39,6 +40,9 @@ _VALUE_CHARS_MAX = 100
 @click.group()
 def policy() -> None:
     """Check a policy, compare two, apply one while everything runs, and say why a repair was chosen."""
+
+
+policy.add_command(backtest)
 
 
 @policy.command()
