@@ -178,7 +178,7 @@ class Backtest:
         try:
             state = evolve(self._states.get(workflow_id), event)
             if state.transitions:
-                self._follow(state, event, in_force.policy)
+                self._follow(state, event)
                 if any(t.kind in _PROPOSING for t in state.transitions):
                     self._propose(state, event, in_force)
         except TooLargeError:
@@ -206,7 +206,7 @@ class Backtest:
         self.rows.sort(key=lambda row: (row.opened_at_us, row.partition, row.offset, row.error_id))
         return self.rows
 
-    def _follow(self, state: WorkflowState, event: Delivered, policy: Policy) -> None:
+    def _follow(self, state: WorkflowState, event: Delivered) -> None:
         for t in state.transitions:
             if t.case is None:
                 continue
@@ -214,7 +214,7 @@ class Backtest:
                 self._open(state, t.case, event)
             track = self._tracks.get(t.case.error_id)
             if track is not None:
-                self._step(track, t.case, t, event, policy)
+                self._step(track, t.case, t, event)
 
     def _open(self, state: WorkflowState, case: Case, event: Delivered) -> None:
         if case.error_type == POINT or not self._since_us <= event.timestamp_us < self._until_us:
@@ -238,9 +238,9 @@ class Backtest:
         self.rows.append(row)
         self._tracks[case.error_id] = _Track(row)
 
-    def _step(self, track: _Track, case: Case, t: Transition, event: Delivered, policy: Policy) -> None:
+    def _step(self, track: _Track, case: Case, t: Transition, event: Delivered) -> None:
         if t.kind == "decided" and t.attempt is not None:
-            self._decided(track, case, t.attempt.decision, event, policy)
+            self._decided(track, case, t.attempt.decision, event)
         elif t.kind == "ended" and t.attempt is not None:
             if t.detail == UNANSWERED:  # nobody did anything: nothing is learnt of the strategy
                 track.under_way = None
@@ -277,7 +277,7 @@ class Backtest:
             work_ms = max(0, (event.timestamp_us - tried.began_us) // 1000 - tried.wait_ms)
             self.evidence.add(tried.fingerprint, tried.error_type, tried.strategy, tried.first, outcome, work_ms)
 
-    def _decided(self, track: _Track, case: Case, made: RecoveryDecided, event: Delivered, policy: Policy) -> None:
+    def _decided(self, track: _Track, case: Case, made: RecoveryDecided, event: Delivered) -> None:
         row = track.row
         row.decisions += 1
         row.cost += made.cost
@@ -302,9 +302,9 @@ class Backtest:
                 case.error_type,
             )
             track.tried |= {made.strategy}
-        self._compare(track, made, policy)
+        self._compare(track, made)
 
-    def _compare(self, track: _Track, made: RecoveryDecided, policy: Policy) -> None:
+    def _compare(self, track: _Track, made: RecoveryDecided) -> None:
         row = track.row
         expected = track.expected.pop(made.event_id, None)
         track.expected.clear()
@@ -326,9 +326,6 @@ class Backtest:
             row.apart = "the candidate would decide at another moment"
             return
         fields = [name for name in (*ACTION, "parameters") if getattr(made, name) != getattr(after, name)]
-        asks = policy.intervention.enabled, self._candidate.intervention.enabled
-        if made.strategy == after.strategy == MANUAL and asks[0] != asks[1]:
-            fields.append("intervention")
         if made.cost != after.cost:
             fields.append("cost")
         if fields:

@@ -9,24 +9,25 @@ from __future__ import annotations
 from schemas.records.events import RecoveryDecided
 
 from .backtest_estimate import TRIES_MAX, Course, Try
-from .policy.model import Policy, Rung
+from .ladder import GIVE_UP
+from .policy.model import Ladder, Policy, Rung, fitting
 from .state import Case, WorkflowState
 from .strategies import MANUAL, RESTORING, UNDOING
 
 #: Strategies of the engine's own that leave a step out, or end its workflow.
-_GIVES_UP = frozenset({"skip_dependants", "fail_dependants", "give_up"})
+_GIVES_UP = frozenset({"skip_dependants", "fail_dependants", GIVE_UP})
 
 
 def course_of(
     state: WorkflowState, case: Case, policy: Policy, decision: RecoveryDecided, tried: frozenset[str]
 ) -> Course:
     """From a decision of this policy on. `tried`: strategies that the error has been tried with before."""
-    end = _end(state, case, policy)
     if decision.strategy == MANUAL:
-        return Course((), "human" if policy.intervention.enabled else "gives_up")
+        return Course((), "human")
     if decision.strategy in _GIVES_UP:
         return Course((), "gives_up")
     ladder, _ = policy.ladder_for(case.error_type, state.workflow_type, case.step_id, case.error_code, case.message)
+    end, spent_end = (_end(state, case, policy, ladder, spent=spent) for spent in (False, True))
     if case.undoing in UNDOING or decision.rung >= len(ladder.rungs):
         first = decision.strategy not in tried
         return Course((Try(decision.strategy, first, decision.cost, decision.execute_after_ms),), end)
@@ -43,7 +44,7 @@ def course_of(
             over = ladder.cost_max is not None and spent >= ladder.cost_max
             over = over or (policy.workflow_cost_max is not None and workflow_spent >= policy.workflow_cost_max)
             if over or len(tries) >= left:
-                return Course(tuple(tries), end)
+                return Course(tuple(tries), spent_end)
             if rung.strategy in RESTORING:
                 if tries and checkpoints <= 0:
                     break
@@ -57,12 +58,14 @@ def course_of(
     return Course(tuple(tries), end)
 
 
-def _end(state: WorkflowState, case: Case, policy: Policy) -> str:
+def _end(state: WorkflowState, case: Case, policy: Policy, ladder: Ladder, *, spent: bool) -> str:
     """What comes after the last try: step or workflow are given up where the policy says so, else people are asked."""
+    critical = case.severity == "critical"
     known = state.graph.spec(case.step_id) is not None
-    if policy.coordination.dependants != "hold" and known and case.severity != "critical":
+    if policy.coordination.dependants != "hold" and known and not critical:
         return "gives_up"
-    return "human" if policy.intervention.enabled else "gives_up"
+    asked = policy.asked_by(ladder, fitting(spent=spent, critical=critical))
+    return "gives_up" if asked is None else "human"
 
 
 def _wait_ms(rung: Rung, count: int, policy: Policy) -> int:

@@ -324,6 +324,7 @@ def test_a_course_longer_than_is_looked_at_leaves_its_rest_unknown() -> None:
     [
         ({}, "human"),
         ({"manual_intervention": {"enabled": False}}, "gives_up"),
+        ({"manual_intervention": {"triggers": ["critical_state_corruption"]}}, "gives_up"),
         ({"coordination": {"dependants": "skip"}}, "gives_up"),
     ],
 )
