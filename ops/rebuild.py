@@ -24,6 +24,7 @@ from engine.inspection import Inspector
 from projections import digest, filling
 from projections import generations as g
 from projections.catalog import TABLES
+from projections.fold import Folded
 from projections.kit import TABLES_VERSION
 from projections.reader import snapshot
 from projections.store import GENERATION, Store
@@ -231,12 +232,13 @@ def _fill(at: Addresses, connection: g.Connection, name: str, progress: Progress
     ranges.sort(key=lambda r: r[1] - r[2])  # the longest first
     total = sum(end - first for _, first, end in ranges)
     if processes == 1:
-        done = [_partition(at, name, *r) for r in _told(ranges, total, progress)]
+        done = _partitions(at, name, _told(ranges, total, progress))
         progress("rows", total, total)
-        return sum(e for e, _ in done), sum(r for _, r in done)
+        return done
     events = rows = read = 0
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        pending = {pool.submit(_partition, at, name, *r): r[2] - r[1] for r in ranges}
+        shares = [share for n in range(processes) if (share := ranges[n::processes])]
+        pending = {pool.submit(_partitions, at, name, share): sum(r[2] - r[1] for r in share) for share in shares}
         while pending:
             finished, _ = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -255,33 +257,38 @@ def _told(ranges: Iterable[tuple[int, int, int]], total: int, progress: Progress
         read += one[2] - one[1]
 
 
-def _partition(at: Addresses, name: str, partition: int, first: int, end: int) -> tuple[int, int]:
-    """Fill in one partition, part by part, without the parts that are done."""
+def _partitions(at: Addresses, name: str, ranges: Iterable[tuple[int, int, int]]) -> tuple[int, int]:
+    """Fill in partitions, one after the other, part by part; events read and rows written."""
     events = rows = 0
     with ExitStack() as stack:
         connection = stack.enter_context(g.connected(at.postgres))
         codec = Codec(stack.enter_context(Registry(at.registry)))
-        log = stack.enter_context(LogReader(at.kafka))
-        done = {b for (b,) in connection.execute(g.QUERIES["parts"], {"name": name, "partition": partition})}
-        with snapshot(at.postgres) as tables:
-            hidden = tables.redactions().get(partition, [])
-            refused = {place for place, stage in tables.dead_letters().items() if stage == STAGE_APPLY}
-        spool = stack.enter_context(Spool(partition, without=done))
-        for record in history_of(at, log).read({partition: (first, end)}):
-            spool.add(record)
-        for buckets, records in spool.parts():
-            found = list(_events(codec, records, refused))
-            try:
-                rows += filling.write_part(connection, name, filling.fold_part(found, hidden), partition, buckets)
-            except psycopg.errors.UniqueViolation:
-                continue  # another process, cut off from the one that began it, was faster
-            except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
-                raise FatalError(
-                    f"Postgres refuses rows of partition {partition} that the live tables hold: {type(error).__name__}"
-                ) from None
-            events += len(found)
-            crash_point("rebuild_part")
+        history = history_of(at, stack.enter_context(LogReader(at.kafka)))
+        for partition, first, end in ranges:
+            done = {b for (b,) in connection.execute(g.QUERIES["parts"], {"name": name, "partition": partition})}
+            with snapshot(at.postgres) as tables:
+                hidden = tables.redactions().get(partition, [])
+                refused = {place for place, stage in tables.dead_letters().items() if stage == STAGE_APPLY}
+            with Spool(partition, without=done) as spool:
+                for record in history.read({partition: (first, end)}):
+                    spool.add(record)
+                for buckets, records in spool.parts():
+                    found = list(_events(codec, records, refused))
+                    rows += _write(connection, name, filling.fold_part(found, hidden), partition, buckets)
+                    events += len(found)
+                    crash_point("rebuild_part")
     return events, rows
+
+
+def _write(connection: g.Connection, name: str, folded: Folded, partition: int, buckets: Sequence[int]) -> int:
+    try:
+        return filling.write_part(connection, name, folded, partition, buckets)
+    except psycopg.errors.UniqueViolation:
+        return 0  # another process, cut off from the one that began it, was faster
+    except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
+        raise FatalError(
+            f"Postgres refuses rows of partition {partition} that the live tables hold: {type(error).__name__}"
+        ) from None
 
 
 def _events(codec: Codec, records: Iterable[LogRecord], refused: set[tuple[int, int]]) -> Iterator[Delivered]:
@@ -357,6 +364,8 @@ def _compare(at: Addresses, name: str) -> digest.Differences:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         live, own = _positions(connection, GENERATION), _positions(connection, name)
+        if not live:
+            return digest.Differences()  # nothing was ever applied to the live tables: there is nothing to lose
         between = {p: (own.get(p, 0), end) for p, end in live.items() if own.get(p, 0) < end}
         keys = {r.key for r in history_of(at, log).read(between) if r.key is not None} if between else set()
         without = sorted({text for key in keys if (text := _uuid(key)) is not None})
