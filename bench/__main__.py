@@ -35,6 +35,7 @@ NAMES = (
     "checkpoint",
     "restore",
     "projection",
+    "peers",
     "scrub",
 )
 _HOME = Path(__file__).parents[1] / ".kintsugi" / "bench"
