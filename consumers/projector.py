@@ -7,6 +7,7 @@ who watch its lag. A batch that finds the position moved by someone else writes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from confluent_kafka import Message
@@ -16,7 +17,8 @@ from engine.inspection import Inspector
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.dead_letters import STAGE_DECODE, DeadLetter
-from schemas.errors import AdmissionError, KintsugiError, PoisonError
+from schemas.errors import AdmissionError, KintsugiError, ParkingFullError, PoisonError
+from schemas.log_record import LogRecord
 from schemas.records import Command
 from schemas.topics import EVENTS
 
@@ -25,8 +27,21 @@ from .crash import crash_point
 from .dead_letter import headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
+from .log_reader import record_of
 
 ROLE = "projector"
+
+
+class Parked(Protocol):
+    """How much of a partition is parked."""
+
+    @property
+    def workflows(self) -> int:
+        """Workflows with an event that could not be applied."""
+
+    @property
+    def events(self) -> int:
+        """Their events that wait."""
 
 
 class Projection(Protocol):
@@ -36,13 +51,25 @@ class Projection(Protocol):
         """Become the owner of a partition. Returns the next offset to apply; None when nothing was applied yet."""
 
     def apply(
-        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+        self,
+        partition: int,
+        events: Sequence[Delivered],
+        dead: Sequence[DeadLetter],
+        *,
+        start: int,
+        end: int,
+        raw: Callable[[Delivered], LogRecord],
     ) -> Sequence[DeadLetter]:
         """Write what follows from the records `start` to `end` (exclusive), and `end` as position, in one transaction.
-        Returns the records that the database refused, which were set aside.
+        Returns the records that could not be applied, for which their workflows were parked: later events of these
+        wait. `raw` gives an event's record as the log has it.
 
         FencedError, with nothing written, when the position is not `start` or another process claimed the partition.
+        ParkingFullError when no more may be parked.
         """
+
+    def parked(self, partition: int) -> Parked:
+        """How much of a partition is parked."""
 
     def release(self, partitions: Sequence[int]) -> None:
         """Forget what is kept in memory of partitions; does not raise."""
@@ -62,6 +89,7 @@ class Projector:
         """Start where the tables stand; at the beginning of the log when they are empty."""
         found = self._projection.claim(log.partition)
         start = self._positions[log.partition] = log.low if found is None else found
+        self._show_parked(log.partition)
         return start
 
     def handle(self, partition: int, messages: Sequence[Message]) -> None:
@@ -72,12 +100,31 @@ class Projector:
             self._read(partition, message, events, dead)
         crash_point("after_fold")
         start, end = self._positions[partition], (messages[-1].offset() or 0) + 1
-        refused = self._projection.apply(partition, events, dead, start=start, end=end)
+        by_offset = {message.offset(): message for message in messages}
+        before = self._projection.parked(partition).events
+        try:
+            refused = self._projection.apply(
+                partition, events, dead, start=start, end=end, raw=lambda event: record_of(by_offset[event.offset])
+            )
+        except ParkingFullError:
+            telemetry.PARKING_FULL.inc()
+            telemetry.log().error("parking is full", partition=partition)
+            raise
         self._positions[partition] = end
         crash_point("after_write")
-        telemetry.EVENTS_PROCESSED.labels(ROLE, "applied").inc(len(events) - len(refused))
+        parked = self._show_parked(partition) - before
+        telemetry.EVENTS_PROCESSED.labels(ROLE, "applied").inc(len(events) - parked)
+        telemetry.EVENTS_PROCESSED.labels(ROLE, "parked").inc(parked)
+        for letter in refused:
+            telemetry.log().error(
+                "workflow parked",
+                partition=partition,
+                offset=letter.offset,
+                reason=letter.reason,
+                workflow_id=(letter.key or b"").decode("ascii", "replace"),
+            )
+        telemetry.EVENTS_PROCESSED.labels(ROLE, "dead_letter").inc(len(dead))
         for letter in (*dead, *refused):
-            telemetry.EVENTS_PROCESSED.labels(ROLE, "dead_letter").inc()
             telemetry.DEAD_LETTERS.labels(letter.reason).inc()
             telemetry.log().warning("dead letter", partition=partition, offset=letter.offset, reason=letter.reason)
 
@@ -100,7 +147,16 @@ class Projector:
         """Let go."""
         for partition in partitions:
             self._positions.pop(partition, None)
+            for gauge in (telemetry.PARKED_WORKFLOWS, telemetry.PARKED_EVENTS):
+                with suppress(KeyError):
+                    gauge.remove(str(partition))
         self._projection.release(partitions)
+
+    def _show_parked(self, partition: int) -> int:
+        parked = self._projection.parked(partition)
+        telemetry.PARKED_WORKFLOWS.labels(str(partition)).set(parked.workflows)
+        telemetry.PARKED_EVENTS.labels(str(partition)).set(parked.events)
+        return parked.events
 
     def _read(self, partition: int, message: Message, events: list[Delivered], dead: list[DeadLetter]) -> None:
         offset, key, value = message.offset(), raw(message.key()), raw(message.value())

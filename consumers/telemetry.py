@@ -48,6 +48,11 @@ INTERVENTIONS_OPEN = Gauge("kintsugi_interventions_open", "Repairs that wait for
 WORKFLOWS_OPEN = Gauge("kintsugi_workflows_in_memory", "Workflow states kept in memory")
 STATE_FAILURES = Counter("kintsugi_state_validation_failures_total", "Checkpoints that did not verify", ["reason"])
 DEAD_LETTERS = Counter("kintsugi_dlq_records_total", "Records set aside", ["reason"])
+PARKED_WORKFLOWS = Gauge(
+    "kintsugi_parked_workflows", "Workflows with an event that the tables could not take", ["partition"]
+)
+PARKED_EVENTS = Gauge("kintsugi_parked_events", "Events of parked workflows, which wait", ["partition"])
+PARKING_FULL = Counter("kintsugi_parking_full_total", "Batches that stopped because no more may be parked")
 TIMERS = Counter("kintsugi_timers_fired_total", "Timer facts written", ["kind"])
 SNAPSHOTS = Counter("kintsugi_snapshots_total", "Snapshots written, read, and ignored", ["outcome"])
 SNAPSHOT_SECONDS = Histogram(

@@ -25,6 +25,7 @@ COMMANDS = {
     "interventions": ("ops.commands.interventions:interventions", "List what people are asked, and answer."),
     "resources": ("ops.commands.resources:resources", "Show who holds what workflows share, and who waits."),
     "recover": ("ops.commands.recover:recover", "Plan one repair for many errors, and carry the plan out."),
+    "dlq": ("ops.commands.dlq:dlq", "List what could not be read or applied; retry or discard it."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "projections": ("ops.commands.projections:projections", "Rebuild the tables beside the live ones, change over."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),

@@ -65,4 +65,7 @@ SELECT log_partition, next_offset FROM positions
 WHERE generation = %(generation)s AND topic = %(topic)s AND next_offset >= 0
 
 -- name: refused
-SELECT log_partition, log_offset FROM dead_letters WHERE topic = %(topic)s AND stage = %(stage)s LIMIT %(limit)s
+SELECT log_partition, log_offset FROM dead_letters WHERE topic = %(topic)s AND stage = %(stage)s
+UNION ALL
+SELECT log_partition, log_offset FROM parked_events WHERE topic = %(topic)s
+LIMIT %(limit)s

@@ -45,4 +45,17 @@ ON CONFLICT DO NOTHING
 SELECT log_partition, next_offset FROM positions WHERE generation = %(generation)s AND topic = %(topic)s
 
 -- name: dead_letter_places
+-- What is parked is not applied either.
 SELECT log_partition, log_offset, stage FROM dead_letters WHERE topic = %(topic)s
+UNION ALL
+SELECT log_partition, log_offset, 'TASK_PUT' FROM parked_events
+WHERE generation = %(generation)s AND topic = %(topic)s
+
+-- name: sample
+SELECT id::text FROM workflows ORDER BY sha256(convert_to(%(seed)s || id::text, 'UTF8')) LIMIT %(size)s
+
+-- name: parked_workflows
+SELECT workflow_id::text FROM parked_workflows WHERE generation = %(generation)s AND topic = %(topic)s
+
+-- name: parked_places
+SELECT log_partition, log_offset FROM parked_events WHERE generation = %(generation)s AND topic = %(topic)s

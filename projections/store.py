@@ -1,17 +1,17 @@
 """The tables in Postgres: batches of events become rows, and the position moves in the same transaction.
 
 Guarantees: a batch is written whole or not at all; a process that has lost its partition writes nothing
-(compare-and-set on next offset and owner epoch); a record that Postgres refuses is found by halving the batch and set
-aside, the others are written. A lost connection, a full disk or a COMMIT without an answer raise RetriableError: claim
-again, which reads where the tables really stand. A batch in which something expired and then came again is written as
-several, one after the other. No error quotes a row: Postgres would, in its details.
+(compare-and-set on next offset and owner epoch); a record that cannot be applied is found by halving the batch and its
+workflow parked (`parking`), the others are written. A lost connection, a full disk or a COMMIT without an answer raise
+RetriableError: claim again, which reads where the tables really stand. A batch in which something expired and then came
+again is written as several, one after the other. No error quotes a row: Postgres would, in its details.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,16 +19,17 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from engine.events import Delivered
-from schemas.codec import Codec
-from schemas.dead_letters import STAGE_APPLY, DeadLetter
+from schemas.dead_letters import DeadLetter
 from schemas.errors import FatalError, FencedError, RetriableError
+from schemas.log_record import LogRecord
 from schemas.redaction import NOTHING, Redaction
 from schemas.topics import EVENTS
 
-from . import copying, statements
+from . import copying, parking, statements
 from .catalog import TABLES
 from .fold import Rows, fold, keys_of, touched
 from .kit import TABLES_VERSION, redacted
+from .parking import Parked, Parking, Queued, is_poison, said
 from .sql import blocks
 from .wire import KINDS, Array, ArrayDumper, array
 
@@ -65,6 +66,7 @@ class Store:
         self._generation = generation
         self._connection: psycopg.Connection[Any] | None = None
         self._epochs: dict[int, int] = {}
+        self._parking = Parking()
         #: Batches to come that are written without COPY.
         self._careful = 0
         self._cache: dict[str, OrderedDict[str, Any]] = {t.name: OrderedDict() for t in _KEPT}
@@ -80,55 +82,108 @@ class Store:
             place = {**self._place(partition), "next_offset": next_offset}
             connection.execute(_QUERIES["begin"], {**place, "version": TABLES_VERSION})
             connection.execute(_QUERIES["redact"], {**place, "paths": list(self._redaction.paths)})
+            self._parking.load(connection, place)
         self._epochs[partition] = epoch
         return None if next_offset == _UNSET else int(next_offset)
 
     def apply(
-        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+        self,
+        partition: int,
+        events: Sequence[Delivered],
+        dead: Sequence[DeadLetter],
+        *,
+        start: int,
+        end: int,
+        raw: Callable[[Delivered], LogRecord] = parking.encoded,
     ) -> list[DeadLetter]:
         """Write a batch and its position. FencedError when the partition is another's, RetriableError when Postgres
-        is away; in both nothing was written, or (COMMIT without an answer) `claim` tells. Returns the records that
-        Postgres refused, which were set aside."""
+        is away; in both nothing was written, or (COMMIT without an answer) `claim` tells. ParkingFullError when the
+        batch was written up to an event that may not be parked any more. Returns the records that could not be
+        applied: their workflows are parked. `raw`: an event's record as the log has it."""
         if partition not in self._epochs:
             raise FencedError(f"partition {partition} was not claimed")
         refused: list[DeadLetter] = []
-        *before, last = copying.parts(redacted(events, self._redaction))
+        events = redacted(events, self._redaction)
+        try:
+            parts = copying.parts(events)
+        except Exception as error:
+            if not is_poison(error):
+                raise
+            parts = [events[place : place + 1] for place in range(len(events))]  # one has no key: it will be found
+        *before, last = parts
         for part in before:
             cut = part[-1].offset + 1
             early, dead = _split(dead, cut)
-            refused += self._apply_part(partition, part, early, start=start, end=cut)
+            refused += self._apply_part(partition, part, early, raw, start=start, end=cut)
             start = cut
-        return refused + self._apply_part(partition, last, dead, start=start, end=end)
+        return refused + self._apply_part(partition, last, dead, raw, start=start, end=end)
+
+    def parked(self, partition: int) -> Parked:
+        """How much of a partition is parked."""
+        return self._parking.of(partition)
 
     def _apply_part(
-        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+        self,
+        partition: int,
+        events: Sequence[Delivered],
+        dead: Sequence[DeadLetter],
+        raw: Callable[[Delivered], LogRecord],
+        *,
+        start: int,
+        end: int,
     ) -> list[DeadLetter]:
+        flowing, waiting = self._parking.split(partition, events)
+        queued = [Queued(event, raw(event)) for event in waiting]
         try:
             try:
-                self._apply(partition, events, dead, start=start, end=end)
+                self._apply(partition, flowing, dead, queued, start=start, end=end)
             except psycopg.errors.UniqueViolation:  # an event that came again, or an id that two workflows use
                 self._forget_rows()
                 self._careful = CAREFUL_BATCHES
-                self._apply(partition, events, dead, start=start, end=end)
+                self._apply(partition, flowing, dead, queued, start=start, end=end)
             return []
-        except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:
+        except Exception as error:
+            if not is_poison(error) or not flowing:
+                raise
             self._forget_rows()
-            if len(events) <= 1:
-                refused = [_refused(event, error) for event in events]
-                self._apply(partition, [], [*dead, *refused], start=start, end=end)
-                return refused
+            if len(events) == 1:
+                return self._park(partition, flowing[0], dead, raw, start=start, end=end)
             middle = len(events) // 2
             cut = events[middle].offset
             early, late = _split(dead, cut)
             return [
-                *self._apply_part(partition, events[:middle], early, start=start, end=cut),
-                *self._apply_part(partition, events[middle:], late, start=cut, end=end),
+                *self._apply_part(partition, events[:middle], early, raw, start=start, end=cut),
+                *self._apply_part(partition, events[middle:], late, raw, start=cut, end=end),
             ]
+
+    def _park(
+        self,
+        partition: int,
+        event: Delivered,
+        dead: Sequence[DeadLetter],
+        raw: Callable[[Delivered], LogRecord],
+        *,
+        start: int,
+        end: int,
+    ) -> list[DeadLetter]:
+        """Try an event that failed once more by itself: what others did at that moment parks nobody."""
+        try:
+            self._apply(partition, [event], dead, start=start, end=end)
+            return []
+        except Exception as error:
+            if not is_poison(error):
+                raise
+            self._forget_rows()
+            queued = Queued(event, raw(event))
+            letter = parking.letter_of(queued, *parking.why(event, error))
+        self._apply(partition, [], dead, [queued], letter, start=start, end=end)
+        return [letter]
 
     def release(self, partitions: Sequence[int]) -> None:
         """Forget partitions; rows in memory may now be changed by others."""
         for partition in partitions:
             self._epochs.pop(partition, None)
+            self._parking.forget(partition)
         self._forget_rows()
 
     def close(self) -> None:
@@ -138,48 +193,63 @@ class Store:
             self._connection = None
 
     def _apply(
-        self, partition: int, events: Sequence[Delivered], dead: Sequence[DeadLetter], *, start: int, end: int
+        self,
+        partition: int,
+        events: Sequence[Delivered],
+        dead: Sequence[DeadLetter],
+        queued: Sequence[Queued] = (),
+        letter: DeadLetter | None = None,
+        *,
+        start: int,
+        end: int,
     ) -> None:
+        if queued:
+            self._parking.check(partition, queued)
+        place = self._place(partition)
         with self._transaction() as connection:
-            rows = self._load(connection, events)
-            changed: Rows = {}
-            parameters: dict[str, dict[str, Array]] = {}
-
-            def meanwhile() -> None:
-                for name, found in fold(rows, events, _PLAN).items():
-                    changed[name] = found
-                    parameters[name] = statements.parameters(_TABLES[name], found.values())
-
-            if self._careful:
-                self._careful -= 1
-                copying.insert(connection, events)
-                meanwhile()
-            else:
-                copying.copy(connection, events, meanwhile)
-            removed = copying.remove(connection, events)
+            changed, removed, parameters = self._write_rows(connection, events)
             with connection.pipeline():  # one answer for all statements
                 for table in _KEPT:
                     if table.name in changed:
                         connection.execute(self._write[table.name], parameters[table.name])
-                for letter in dead:
-                    connection.execute(_QUERIES["dead_letter"], _letter_values(letter))
+                for found in dead:
+                    connection.execute(_QUERIES["dead_letter"], _letter_values(found))
+                for statement, values in parking.statements(place, queued, letter) if queued else ():
+                    connection.execute(statement, values)
                 moved = connection.execute(
                     _QUERIES["advance"],
-                    {
-                        **self._place(partition),
-                        "start": start,
-                        "end": end,
-                        "unset": _UNSET,
-                        "epoch": self._epochs[partition],
-                    },
+                    {**place, "start": start, "end": end, "unset": _UNSET, "epoch": self._epochs[partition]},
                 )
             if moved.rowcount != 1:
                 raise FencedError(
                     f"partition {partition} is owned by another process, or stands elsewhere than {start}"
                 )
+        self._parking.add(partition, queued)
         self._remember(changed)
         if removed:
             self._forget_rows(_REFERRING)  # what they referred to may be gone
+
+    def _write_rows(
+        self, connection: psycopg.Connection[Any], events: Sequence[Delivered]
+    ) -> tuple[Rows, bool, dict[str, dict[str, Array]]]:
+        """Write and delete the rows of tables written once. Returns the other rows that changed, still to be written,
+        whether any were deleted, and the parameters of their statements."""
+        rows = self._load(connection, events)
+        changed: Rows = {}
+        parameters: dict[str, dict[str, Array]] = {}
+
+        def meanwhile() -> None:
+            for name, found in fold(rows, events, _PLAN).items():
+                changed[name] = found
+                parameters[name] = statements.parameters(_TABLES[name], found.values())
+
+        if self._careful:
+            self._careful -= 1
+            copying.insert(connection, events)
+            meanwhile()
+        else:
+            copying.copy(connection, events, meanwhile)
+        return changed, copying.remove(connection, events), parameters
 
     def _load(self, connection: psycopg.Connection[Any], events: Sequence[Delivered]) -> Rows:
         """The rows that these events touch, from memory or from the tables."""
@@ -227,19 +297,19 @@ class Store:
                 yield connection
         except psycopg.errors.InsufficientPrivilege as error:
             raise FatalError(
-                f"the database role lacks a right: {_said(error)}", hint="GRANT it, or use the owner"
+                f"the database role lacks a right: {said(error)}", hint="GRANT it, or use the owner"
             ) from None
         except psycopg.ProgrammingError as error:
             raise FatalError(
-                f"the tables are not as they should be: {_said(error)}", hint="run: kintsugi db migrate"
+                f"the tables are not as they should be: {said(error)}", hint="run: kintsugi db migrate"
             ) from None
-        except (psycopg.errors.DataError, psycopg.errors.IntegrityError):
-            raise
         except psycopg.Error as error:
             self._forget_rows()
+            if is_poison(error):
+                raise
             if self._connection is not None and (self._connection.closed or self._connection.broken):
                 self._connection = None
-            raise RetriableError(f"Postgres: {_said(error)}", hint="kintsugi status") from None
+            raise RetriableError(f"Postgres: {said(error)}", hint="kintsugi status") from None
         except BaseException:
             self._forget_rows()
             raise
@@ -262,28 +332,6 @@ class Store:
 
 def _split(dead: Sequence[DeadLetter], cut: int) -> tuple[list[DeadLetter], list[DeadLetter]]:
     return [x for x in dead if x.offset < cut], [x for x in dead if x.offset >= cut]
-
-
-def _said(error: psycopg.Error) -> str:
-    """What went wrong, without the value, the details and the context in which Postgres quotes rows."""
-    return (error.diag.message_primary or str(error)).split(': "')[0]
-
-
-def _refused(event: Delivered, error: psycopg.Error) -> DeadLetter:
-    """A record that Postgres does not take, as single-object Avro; its first bytes are in the log, at its place."""
-    record = event.record
-    return DeadLetter(
-        topic=EVENTS,
-        partition=event.partition,
-        offset=event.offset,
-        timestamp_us=event.timestamp_us,
-        key=record.workflow_id.encode(),
-        value=Codec().encode(record),
-        headers=[],
-        stage=STAGE_APPLY,
-        reason="refused_by_postgres",
-        detail=f"{type(record).__name__} {record.event_id}: {type(error).__name__}: {_said(error)}",
-    )
 
 
 def _letter_values(letter: DeadLetter) -> dict[str, Any]:

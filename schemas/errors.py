@@ -2,6 +2,7 @@
 
     KintsugiError
     +-- RetriableError      the same call may succeed later (broker or database away)
+    |   +-- ParkingFullError  no more workflows or events may be parked; the partition stops until some are freed
     +-- PoisonError         this record can never be read or applied; set it aside and go on
     |   +-- DecodeError     not one of our records, or damaged
     |   +-- AdmissionError  readable, but breaks a rule that every record obeys
@@ -34,6 +35,10 @@ class RetriableError(KintsugiError):
     """The same call may succeed later."""
 
     retriable = True
+
+
+class ParkingFullError(RetriableError):
+    """No more workflows or events may be parked. Nothing is dropped: the partition stops until some are freed."""
 
 
 class PoisonError(KintsugiError):
