@@ -28,6 +28,7 @@ COMMANDS = {
     "dlq": ("ops.commands.dlq:dlq", "List what could not be read or applied; retry or discard it."),
     "verify": ("ops.commands.verify:verify", "Prove that log, commands and tables agree."),
     "projections": ("ops.commands.projections:projections", "Rebuild the tables beside the live ones, change over."),
+    "replay": ("ops.commands.replay:replay", "Run engine and projections over a range of events once more."),
     "archive": ("ops.commands.archive:archive", "Show, check and read the archive of the log."),
     "keys": ("ops.commands.keys:keys", "Make, rotate and erase the keys that states are sealed with."),
     "notify": ("ops.commands.notify:notify", "Try the channels that people are told through."),

@@ -1,0 +1,382 @@
+"""`kintsugi replay`: the engine and the projections over exactly the records of a range, with nothing that can write.
+
+No producer can be reached from here: an import contract holds it, and the process that replays is one of its own
+(`ops.replaying`). The same plan gives the same document, byte for byte: offsets are fixed before, partitions follow
+each other, and nothing asks for the time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from consumers.history import History
+from consumers.log_reader import LogReader
+from consumers.policies import Applied, read_policies
+from engine.effects import PRODUCER, Effect
+from engine.events import Delivered
+from engine.inforce import CONTROL
+from engine.inspection import Inspector
+from engine.policy import Policy
+from projections.catalog import TABLES
+from projections.fold import Folded
+from schemas.admission import admit
+from schemas.archive_format import Gap
+from schemas.codec import Codec, Unknown
+from schemas.errors import PoisonError
+from schemas.keystore import keys_optional, open_keystore
+from schemas.log_record import LogRecord
+from schemas.records import Command
+from schemas.records.events import RecoveryDecided
+from schemas.registry import Registry
+from schemas.topics import EVENTS
+
+from .archive import history_of
+from .replay_compare import WRONG, Compared
+from .replay_engine import Engine
+from .replay_inject import Injection, inject
+from .replay_range import Range, ReplayError
+from .replay_shown import Shown, at, effect, engine_state
+from .stack import Addresses
+
+#: Records of one partition that are in memory at once where engine and log must be held against each other: about 2 GB.
+OWN_RECORDS_MAX = 500_000
+#: Called with (what is being done, records done, records in all).
+Progress = Callable[[str, int, int], None]
+#: Called with each step, where there is somebody who looks at them.
+Look = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that a replay depends on."""
+
+    ranges: tuple[Range, ...]
+    facts: str
+    workflow_id: str | None = None
+    injections: tuple[str, ...] = ()
+    seed: int = 0
+    policy: str | None = None
+    ran_with: str | None = None
+    archived: bool = True
+    accept_gap: bool = False
+    missing: tuple[Gap, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As it is written down."""
+        return {"topic": EVENTS, **asdict(self)}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a replay met."""
+
+    records: int = 0
+    before: int = 0
+    set_aside: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+    #: Table to (rows made, rows changed).
+    tables: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Replay:
+    """One replay."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        injections: Sequence[Injection],
+        *,
+        history: History,
+        codec: Codec,
+        applied: Applied,
+        ran_with: Policy,
+        policy: Policy | None,
+        inspector: Inspector,
+        shown: Shown,
+        look: Look | None = None,
+    ) -> None:
+        """`ran_with`: the recovery role's policy where none was applied. `policy`: the one that decides instead."""
+        self.tally = Tally(tables={table.name: [0, 0] for table in TABLES})
+        self._plan = plan
+        self._injections = injections
+        self._history = history
+        self._codec = codec
+        self._applied = applied
+        self._ran_with = ran_with
+        self._policy = policy
+        self._inspector = inspector
+        self._shown = shown
+        self._look = look
+        self._folded = Folded(TABLES)
+        self._engines: list[Engine] = []
+        self._brought: dict[str, Any] = {}
+        self._control: dict[bytes, bool] = {}
+        self._done = 0
+
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """Replay every range; the document of what came of it."""
+        total = sum(r.end - r.first for r in self._plan.ranges)
+        for range_ in self._plan.ranges:
+            self._partition(range_, lambda done: progress("records", done, total))
+        progress("records", total, total)
+        return self._document()
+
+    def _partition(self, range_: Range, moved: Callable[[int], None]) -> None:
+        own = self._plan.facts == "own"
+        engine = Engine(
+            range_.partition,
+            self._ran_with,
+            whole=range_.whole,
+            own=own,
+            fixed=self._policy,
+            injections=self._injections,
+            watch=self._watch,
+        )
+        self._engines.append(engine)
+        before = self._applied.before(range_.partition, range_.first)
+        if before is not None:
+            engine.before(before.text, before.sequence)
+        for event in self._events(self._records(range_.partition, range_.first, range_.start, moved)):
+            self.tally.before += 1
+            self._folded.remove(event)
+            self._folded.add(event)
+            engine.warm(event)
+            if self._look is not None:
+                self._bring(event)
+        records = self._records(range_.partition, range_.start, range_.end, moved)
+        if own or any(i.kind != "kill" and i.kind != "fail" for i in self._injections):
+            events = list(self._changed(records))
+            engine.begin(e.record.event_id for e in events if e.record.producer == PRODUCER)
+        else:
+            events = self._events(records, inside=True)  # type: ignore[assignment]
+            engine.begin()
+        for event in events:
+            engine.event(event)
+        engine.finish()
+        self._done += range_.end - range_.first
+
+    def _records(self, partition: int, start: int, end: int, moved: Callable[[int], None]) -> Iterator[LogRecord]:
+        gaps: list[Gap] = []
+        on_gap = gaps.append if self._plan.accept_gap else None
+        for number, record in enumerate(self._history.read({partition: (start, end)}, on_gap=on_gap)):
+            if number % 5_000 == 0:
+                moved(self._done + number)
+            yield record
+
+    def _changed(self, records: Iterator[LogRecord]) -> Iterator[Delivered]:
+        found: list[LogRecord] = []
+        for record in records:
+            found.append(record)
+            if len(found) > OWN_RECORDS_MAX:
+                raise ReplayError(
+                    "size",
+                    f"partition {record.partition}: more than {OWN_RECORDS_MAX} records to be changed or held together",
+                    hint="a shorter range, or --facts recorded without --inject",
+                )
+        partition = [i for i in self._injections if found and i.place and i.place[0] == found[0].partition]
+        newest: tuple[int, int] = (-1, 0)
+        for item in inject(found, partition, self._codec, self._plan.seed):
+            for event in self._events(iter((item.record,)), inside=True):
+                # What comes later than it stands in the log stands where it comes now.
+                place = newest if item.moved and newest[0] >= event.offset else (event.offset, event.timestamp_us)
+                newest = max(newest, place)
+                yield _moved(event, place)
+
+    def _events(self, records: Iterator[LogRecord], *, inside: bool = False) -> Iterator[Delivered]:
+        codec, deliver, tally = self._codec, self._inspector.deliver, self.tally
+        wanted = None if self._plan.workflow_id is None else self._plan.workflow_id.encode()
+        for found in records:
+            if wanted is not None and found.key != wanted and not self._is_control(found):
+                continue
+            tally.records += inside
+            try:
+                record = admit(codec, found.key, found.value)
+                if isinstance(record, Command):
+                    raise PoisonError("wrong_topic", "a command in the event topic")
+            except PoisonError as error:
+                if inside:
+                    tally.set_aside[error.reason] += 1
+                continue
+            if isinstance(record, Unknown):
+                if inside:
+                    tally.unknown[record.name] += 1
+                continue
+            yield deliver(record, found.partition, found.offset, found.timestamp_ms * 1000)
+
+    def _is_control(self, found: LogRecord) -> bool:
+        """Whether a record is about what is in force; told by its schema, each of which is decoded once."""
+        value = found.value or b""
+        schema = value[:10] if value[:2] == b"\xc3\x01" else value[:5]
+        known = self._control.get(schema)
+        if known is None:
+            try:
+                known = self._control[schema] = isinstance(self._codec.decode(value), CONTROL)
+            except PoisonError:
+                return False
+        return known
+
+    def _watch(self, event: Delivered, effects: Sequence[Effect]) -> None:
+        """Each event of the range, when the engine has folded it."""
+        self._folded.remove(event)
+        tables = self.tally.tables
+        rows = self._folded.rows
+        for name, changed in self._folded.add(event).items():
+            counted = tables[name]
+            counted[1] += len(changed)
+            counted[0] = len(rows[name])
+        if self._look is not None:
+            self._step(event, effects)
+
+    def _step(self, event: Delivered, effects: Sequence[Effect]) -> None:
+        assert self._look is not None
+        engine, workflow_id = self._engines[-1], event.record.workflow_id
+        key = f"{workflow_id}|engine"
+        before, before_state = self._brought.get(key), self._brought.get(workflow_id)
+        after = engine_state(engine.state(workflow_id))
+        self._brought[key] = after
+        self._bring(event, engine=False)
+        self._look(
+            {
+                "place": f"{event.partition}:{event.offset}",
+                "at": at(event.timestamp_us),
+                "event": type(event.record).__name__,
+                "record": self._shown.record(event),
+                "engine": {"before": before, "after": after},
+                "state": {"before": before_state, "after": self._brought.get(workflow_id)},
+                "effects": [effect(e) for e in effects],
+            }
+        )
+
+    def _bring(self, event: Delivered, *, engine: bool = True) -> None:
+        workflow_id = event.record.workflow_id
+        if engine:
+            self._brought[f"{workflow_id}|engine"] = engine_state(self._engines[-1].state(workflow_id))
+        brought = self._shown.state(event)
+        if brought is not None:
+            self._brought[workflow_id] = brought
+
+    def _document(self) -> dict[str, Any]:
+        counts: Counter[str] = Counter()
+        commands: Counter[str] = Counter()
+        for engine in self._engines:
+            counts.update(engine.compared.counts)
+            commands.update(engine.commands)
+        compared = [e.compared for e in self._engines]
+        return {
+            "replay": self._plan.document(),
+            "records": self.tally.records,
+            "records_before": self.tally.before,
+            "set_aside": dict(sorted(self.tally.set_aside.items())),
+            "unknown": dict(sorted(self.tally.unknown.items())),
+            "not_applicable": [
+                {"place": f"{e.partition}:{offset}", "error": error}
+                for e in self._engines
+                for offset, error in e.not_applicable
+            ],
+            "left_out": sum(e.left_out for e in self._engines),
+            "verdicts": dict(sorted(counts.items())),
+            "agrees": not any(counts[verdict] for verdict in WRONG),
+            "decisions": [_decision(d) for c in compared for d in sorted(c.decisions, key=lambda d: d.offset)],
+            "differences": [
+                _difference(d)
+                for c in compared
+                for d in sorted(c.differences, key=lambda d: d.offset)
+                if d.verdict in (*WRONG, "unproven")
+            ],
+            "commands": dict(sorted(commands.items())),
+            "kills": [
+                {"place": f"{e.partition}:{k.offset}", **_without(k, "offset")} for e in self._engines for k in e.kills
+            ],
+            "injected": [{"spec": i.text, "applied": i.applied} for i in self._injections],
+            "tables": [
+                {"table": n, "rows": made, "changes": changed} for n, (made, changed) in self.tally.tables.items()
+            ],
+        }
+
+
+def replay(
+    stack_at: Addresses,
+    plan: Plan,
+    injections: Sequence[Injection],
+    *,
+    ran_with: Policy,
+    policy: Policy | None,
+    shown: Shown,
+    progress: Progress,
+    look: Look | None = None,
+) -> dict[str, Any]:
+    """Replay what the plan says; the document. RetriableError when a server is away, ReplayError for the plan."""
+    keystore = open_keystore(objects_url=stack_at.objects)
+    inspector = Inspector(
+        None if keystore is None else keystore.get,
+        keys_optional=keys_optional(),
+        verify=(policy or ran_with).corruption.verify_on_arrival,
+    )
+    with ExitStack() as opened:
+        registry = opened.enter_context(Registry(stack_at.registry))
+        log = opened.enter_context(LogReader(stack_at.kafka))
+        return Replay(
+            plan,
+            injections,
+            history=history_of(stack_at, log, archived=plan.archived),
+            codec=Codec(registry),
+            applied=read_policies(log),
+            ran_with=ran_with,
+            policy=policy,
+            inspector=inspector,
+            shown=shown,
+            look=look,
+        ).run(progress)
+
+
+def _moved(event: Delivered, place: tuple[int, int]) -> Delivered:
+    if place[0] == event.offset:
+        return event
+    return Delivered(event.record, event.partition, place[0], place[1], event.rejection, event.state, event.unreadable)
+
+
+def _decision(found: Compared) -> dict[str, Any]:
+    d = found.record
+    assert isinstance(d, RecoveryDecided)
+    shown = {
+        "place": f"{found.partition}:{found.offset}",
+        "at": at(found.timestamp_us),
+        "workflow_id": d.workflow_id,
+        "error_id": d.error_id,
+        "attempt": d.attempt_number,
+        "error_type": d.error_type,
+        "step_id": d.step_id,
+        "strategy": d.strategy,
+        "rung": d.rung,
+        "command": d.command_type,
+        "wait_ms": d.execute_after_ms,
+        "checkpoint_id": d.checkpoint_id,
+        "policy_version": d.policy_version,
+        "rule": d.rule,
+        "verdict": found.verdict,
+    }
+    return {**shown, "recorded": {name: before for name, (before, _) in sorted(found.fields.items())}}
+
+
+def _difference(found: Compared) -> dict[str, Any]:
+    return {
+        "verdict": found.verdict,
+        "place": f"{found.partition}:{found.offset}",
+        "at": at(found.timestamp_us),
+        "record": type(found.record).__name__,
+        "event_id": found.record.event_id,
+        "workflow_id": found.record.workflow_id,
+        "fields": {name: {"recorded": _text(b), "now": _text(n)} for name, (b, n) in sorted(found.fields.items())},
+    }
+
+
+def _text(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def _without(value: Any, name: str) -> dict[str, Any]:
+    return {key: item for key, item in asdict(value).items() if key != name}

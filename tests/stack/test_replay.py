@@ -1,0 +1,93 @@
+"""`kintsugi replay` on the real log: it asks for what was recorded, writes nothing, and says what a range lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ops.stack import Addresses
+from schemas.records.events import DebugSessionFinished, DebugSessionStarted, RecoveryDecided
+from schemas.topics import COMMANDS, EVENTS
+
+from .cli import Cli
+from .kit import Role, Topics, failing, wait_for
+
+
+@pytest.fixture
+def cli(own: Addresses, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    return Cli({**os.environ, **own.environment()}, monkeypatch, capfd)
+
+
+def decided(topics: Topics, start: Callable[..., Role]) -> tuple[str, int, int, int]:
+    """A workflow whose failure was decided on: its id, its partition, its first offset and the end of the partition."""
+    role = start("recovery")
+    role.wait_log("partitions assigned")
+    workflow_id = str(uuid.uuid4())
+    topics.put(*failing(workflow_id))
+    wait_for("a command", lambda: topics.commands({workflow_id}))
+    assert role.stop() == 0
+    messages = topics.read(EVENTS, {workflow_id})
+    partition, first = messages[0].partition() or 0, messages[0].offset() or 0
+    return workflow_id, partition, first, (messages[-1].offset() or 0) + 1
+
+
+def test_a_range_is_replayed_alike_each_time_and_changes_nothing(
+    topics: Topics, start: Callable[..., Role], cli: Cli
+) -> None:
+    workflow_id, partition, first, end = decided(topics, start)
+    span = ("--from", f"{partition}:{first}", "--to", f"{partition}:{end}", "--workflow", workflow_id)
+    commands = len(topics.read(COMMANDS))
+
+    done = cli("replay", *span, "--json")
+    assert done.code == 0, done.err
+    [decision] = done.json["decisions"]
+    assert (decision["verdict"], decision["strategy"]) == ("same", "increase_timeout_and_retry")
+    assert done.json["commands"] == {"RetryStep": 1}
+    assert done.json["agrees"] is True
+    assert cli("replay", *span, "--json").out == done.out
+
+    page = cli("replay", *span, "--export", "html", "--step").out
+    assert page.startswith("<!doctype html>") and "<script" not in page
+    steps = [json.loads(line) for line in cli("replay", *span, "--json", "--step").out.splitlines()]
+    opened = next(s for s in steps if s.get("event") == "WorkflowErrorOccurred")
+    assert (opened["engine"]["before"]["cases"], len(opened["engine"]["after"]["cases"])) == ([], 1)
+
+    error_at = opened["place"]
+    dropped = cli("replay", *span, "--json", "--inject", f"drop@{error_at}")
+    assert dropped.code == 0 and dropped.json["decisions"][0]["verdict"] == "not_asked"
+    killed = cli("replay", *span, "--json", "--inject", f"kill@{error_at}")
+    assert killed.json["kills"][0]["same_states"] and killed.json["kills"][0]["same_effects"]
+
+    assert len(topics.read(COMMANDS)) == commands
+    assert len(topics.events(RecoveryDecided, {workflow_id})) == 1
+    begun, ended = (topics.events(kind, {workflow_id}) for kind in (DebugSessionStarted, DebugSessionFinished))
+    assert len(begun) == len(ended) == 6
+    assert {session.status for session in ended} == {"completed"}
+
+
+def test_a_range_that_is_none_is_refused_with_what_to_do(topics: Topics, cli: Cli) -> None:
+    topics.put(*failing(str(uuid.uuid4())))
+    message = topics.read(EVENTS)[-1]
+    partition, end = message.partition() or 0, (message.offset() or 0) + 1
+
+    def refused(*arguments: str) -> tuple[int, Any]:
+        done = cli("replay", *arguments)
+        assert done.out == ""
+        return done.code, done.err
+
+    for places, code, said in (
+        ((f"{partition}:5", f"{partition}:5"), 2, "empty"),
+        ((f"{partition}:5", f"{partition}:2"), 2, "swap the two"),
+        ((f"{partition}:{end - 1}", f"{partition}:{end + 1_000_000}"), 4, "beyond"),
+        (("999:1", "999:2"), 3, "no partition 999"),
+        (("yesterday", f"{partition}:2"), 2, "no place"),
+    ):
+        found, told = refused("--from", places[0], "--to", places[1])
+        assert found == code and said in told, told
+    assert refused("--topic", "workflow.nothing")[0] == 3
+    assert refused("--inject", "explode@0:1")[0] == 2
