@@ -64,3 +64,18 @@ class OwnPosition(Protocol):
 
     def stored(self, partition: int) -> int:
         """Everything before this offset is stored. Asked after `flush` and after `revoked`."""
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """What a handler has besides when the next records may be handled while its effects are still on their way.
+
+    The loop then waits in `flush` only when there is nothing else to do, or when too much is on its way, and commits
+    what is `durable`.
+    """
+
+    def poll(self) -> Mapping[int, KintsugiError]:
+        """As `flush`, without waiting."""
+
+    def durable(self, partition: int) -> int | None:
+        """What was handled before this offset is durable; None when that is no more than when last asked."""

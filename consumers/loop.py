@@ -1,7 +1,7 @@
 """The one loop around every role: poll, drain, handle, flush, commit.
 
 It guarantees that each record of an assigned partition is handled in order at least once, that a position is committed
-only after `flush` said that everything before it is durable, and that a position is never guessed: a stored offset
+only after the handler said that everything before it is durable, and that a position is never guessed: a stored offset
 that the log no longer holds stops the process (FatalError) instead of jumping. It does not guarantee exactly once;
 handlers make repeated effects harmless.
 
@@ -12,7 +12,7 @@ the member stays in its group however long the trouble lasts.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
@@ -30,7 +30,7 @@ from . import telemetry
 from .clock import BrokerClock
 from .crash import crash_point
 from .deadline import Deadline
-from .handler import Handler, LogRange, OwnPosition
+from .handler import Handler, LogRange, OwnPosition, Pipelined
 from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental, passes
 from .lag import forget_lag, show_lag
 from .slots import Slot
@@ -45,6 +45,8 @@ HEARTBEAT_S = 0.25
 COMMIT_INTERVAL_S = 0.05
 #: Waits for the coordinator and for watermarks when a partition is taken over.
 LOOKUP_TIMEOUT_S = 5.0
+#: Batches handled while the effects of earlier ones are on their way; then the loop waits for all of them.
+BATCHES_IN_FLIGHT_MAX = 8
 #: Share of max.poll.interval.ms that a revoke or a stop may take for snapshots and the last commit.
 HANDOVER_S = 0.2 * MAX_POLL_INTERVAL_MS / 1000
 #: The last commit gets at least this long, whatever the rest took.
@@ -64,6 +66,8 @@ class Loop:
         self._topic = topic
         self._handler = handler
         self._own = handler if isinstance(handler, OwnPosition) else None
+        self._pipelined = handler if isinstance(handler, Pipelined) else None
+        self._in_flight = 0
         self._clock = clock
         self._incremental = is_incremental(settings)
         self._slots: dict[int, Slot] = {}
@@ -94,9 +98,12 @@ class Loop:
     def _round(self) -> None:
         now_us = self._clock.now_us()
         due_us = self._handler.tick(now_us, self._caught_up)
-        self._settle({})
-        self._note_stored()
-        messages = self._fetch(self._wait_s(due_us, now_us))
+        # With effects on their way, what has arrived meanwhile is handled first.
+        messages = self._fetch(0.0) if self._pipelined is not None and self._in_flight else []
+        self._settle({}, wait=not messages or self._in_flight >= BATCHES_IN_FLIGHT_MAX)
+        self._note_durable()
+        if not messages:
+            messages = self._fetch(self._wait_s(due_us, now_us))
         if self._failure is not None:
             raise self._failure
         if messages:
@@ -153,31 +160,43 @@ class Loop:
             except (RetriableError, FencedError) as error:
                 failures[partition] = error
         crash_point("after_append")
-        self._settle(failures)
-        crash_point("after_flush")
-        if self._own is None:
+        self._in_flight += 1
+        self._settle(failures, wait=self._pipelined is None)
+        if self._own is None and self._pipelined is None:
+            crash_point("after_flush")
             for partition in per_partition:
                 slot = self._slots.get(partition)
                 if slot is not None and slot.active:
-                    slot.done(slot.next_offset)
-                    self._handler.committed(partition, slot.next_offset)
-        self._note_stored()
+                    self._done(slot, slot.next_offset)
+        self._note_durable()
         count = sum(len(batch) for batch in per_partition.values())
         if count:
             telemetry.PROCESSING_SECONDS.labels(self._role).observe((time.perf_counter() - started_s) / count)
 
-    def _note_stored(self) -> None:
-        """What a handler with a position of its own has stored may be committed."""
-        if self._own is None:
+    def _note_durable(self) -> None:
+        """What a handler has stored by itself, or what has arrived of its effects, may be committed."""
+        if self._own is not None:
+            durable: Callable[[int], int | None] = self._own.stored
+        elif self._pipelined is not None:
+            durable = self._pipelined.durable
+        else:
             return
-        for slot in self._slots.values():
-            if slot.active and (stored := self._own.stored(slot.partition)) > slot.processed:
-                slot.done(stored)
-                self._handler.committed(slot.partition, stored)
+        for slot in list(self._slots.values()):
+            if slot.active and (offset := durable(slot.partition)) is not None and offset > slot.processed:
+                crash_point("after_flush")
+                self._done(slot, offset)
 
-    def _settle(self, failures: dict[int, KintsugiError]) -> None:
-        """Flush, and put every partition whose work is not durable aside."""
-        failures = {**self._handler.flush(), **failures}
+    def _done(self, slot: Slot, offset: int) -> None:
+        slot.done(offset)
+        self._handler.committed(slot.partition, offset)
+
+    def _settle(self, failures: dict[int, KintsugiError], *, wait: bool = True) -> None:
+        """Flush, or hear without waiting what has become of effects; put every partition that lost some aside."""
+        if wait or self._pipelined is None:
+            self._in_flight = 0
+            failures = {**self._handler.flush(), **failures}
+        else:
+            failures = {**self._pipelined.poll(), **failures}
         for partition, error in failures.items():
             if isinstance(error, FencedError):
                 self._drop(partition, error)
@@ -324,11 +343,14 @@ class Loop:
     def _hand_over(self, partitions: Sequence[int]) -> None:
         """Save, commit and let go, all within one deadline. Partitions in trouble are only let go."""
         deadline = Deadline(HANDOVER_S)
+        if self._pipelined is not None and self._failure is None:
+            self._settle({})
+            self._note_durable()
         mine = [p for p in partitions if p in self._slots]
         sound = [p for p in mine if self._slots[p].active]
         if self._failure is None and sound:
             self._handler.revoked(sound, deadline)
-            self._note_stored()
+            self._note_durable()
             self._commit_now([self._slots[p] for p in sound], deadline)
         self._handler.lost([p for p in mine if p not in sound or self._failure is not None])
         for partition in mine:

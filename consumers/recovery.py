@@ -1,8 +1,9 @@
 """The recovery role: folds the log, appends what the engine decides, sends commands when decisions are read back.
 
-Order per batch: fold, append, flush, commit. A crash between any two is made good by reading again: ids are derived,
-so what is written twice counts once. A batch that could not be written drops the partition's states; they are folded
-anew from the newest snapshot and the log, without effects up to the group's position.
+Order per batch: fold, append, flush, commit; while effects are on their way the next batch may be folded. A crash
+between any two is made good by reading again: ids are derived, so what is written twice counts once. A batch that could
+not be written drops the partition's states; they are folded anew from the newest snapshot and the log, without effects
+up to the group's position.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Recovery:
     def assigned(self, log: LogRange) -> int | None:
         """Start at the newest snapshot, else at the beginning; effects begin at the group's position."""
         self._memories.pop(log.partition, None)
+        self._outbox.forget(log.partition)
         found = self._snapshots.newest(log.partition, low=log.low, high=log.high)
         start = log.low if found is None else found.offset
         # A snapshot is made of what was flushed: when it is newer than the position, so are the effects.
@@ -138,19 +140,33 @@ class Recovery:
                 self._fold(memory, message, record)
         memory.next_offset = (messages[-1].offset() or 0) + 1
         memory.folded += len(messages)
+        self._outbox.end_batch(partition, memory.next_offset)
         crash_point("after_fold")
 
     def flush(self) -> Mapping[int, KintsugiError]:
         """Wait until the log has everything. A partition with a loss is emptied, to be folded anew."""
-        failed = self._outbox.flush()
+        return self._emptied(self._outbox.flush())
+
+    def poll(self) -> Mapping[int, KintsugiError]:
+        """What has become of effects so far, without waiting for the others."""
+        return self._emptied(self._outbox.poll())
+
+    def durable(self, partition: int) -> int | None:
+        """All effects of what comes before this offset are in the log."""
+        return self._outbox.durable(partition)
+
+    def _emptied(self, failed: dict[int, KintsugiError]) -> dict[int, KintsugiError]:
         for partition in failed:
             self._memories.pop(partition, None)
+            self._outbox.forget(partition)
         return failed
 
     def committed(self, partition: int, next_offset: int) -> None:
         """Tidy up, and leave a snapshot now and then."""
         memory = self._memories[partition]
         memory.evict()
+        if next_offset < memory.next_offset:
+            return  # a snapshot beyond what is in the log would lose what is on its way
         now_s = time.monotonic()
         if memory.folded >= SNAPSHOT_RECORDS or now_s >= self._snapshot_due_s[partition]:
             least_s = self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9
@@ -204,6 +220,7 @@ class Recovery:
         """Forget; the new owner derives it all again."""
         for partition in partitions:
             self._memories.pop(partition, None)
+            self._outbox.forget(partition)
             self._snapshot_due_s.pop(partition, None)
 
     def close(self) -> None:

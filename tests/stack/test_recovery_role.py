@@ -74,11 +74,12 @@ def test_killed_at_any_point_it_decides_once(topics: Topics, start: Start, point
     role = start()
     role.wait_log("partitions assigned")
     wait_for("all commands", lambda: {c.workflow_id for c in topics.commands(ids)} == ids)
-    decided = topics.events(RecoveryDecided, ids)
+    # Nobody answers here: on a slow machine a second try has begun meanwhile, as it should.
+    decided = [d for d in topics.events(RecoveryDecided, ids) if d.attempt_number == 1]
     assert {d.workflow_id for d in decided} == ids
     # Copies may be in the log; what they say is one thing.
     assert len({d.event_id for d in decided}) == len(ids) == len({d.command_id for d in decided})
-    assert {c.command_id for c in topics.commands(ids)} == {d.command_id for d in decided}
+    assert {c.command_id for c in topics.commands(ids) if c.attempt_number == 1} == {d.command_id for d in decided}
     assert role.stop() == 0
 
 

@@ -66,6 +66,12 @@ class Sink:
     def flush(self) -> dict[int, KintsugiError]:
         return {}
 
+    def end_batch(self, *_: int) -> None:
+        """All is there at once."""
+
+    def forget(self, *_: int) -> None:
+        """Nothing is on its way."""
+
     def close(self) -> None:
         """Nothing is open."""
 
