@@ -57,8 +57,8 @@ class RefusedError(KintsugiError):
 
 
 class LeaseError(KintsugiError):
-    """A part of a shared resource was not granted. `reason` is the coordinator's (timed_out, deadlock, too_large and
-    others: see the operations handbook), or no_answer."""
+    """A part of a shared resource was not granted, or was taken away. `reason` is the coordinator's (timed_out,
+    deadlock, too_large and others: see the operations handbook), or no_answer."""
 
     def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -1,7 +1,7 @@
-"""Reads what the coordinator says about leases that steps of this process wait for.
+"""Reads what the coordinator says about leases that steps of this process wait for or hold.
 
-Nothing is read while no step waits. Then the waiting workflow's partition is read from the place of its request on:
-so no answer is missed, however fast it comes.
+Nothing is read while there are none. Then the workflow's partition is read from the place of its request on: so no
+answer is missed, however fast it comes, and a step hears of it when what it holds is taken away.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from .settings import Seldom, connected, describe_error
 
 #: Who grants; what a service itself releases is no answer to it.
 _COORDINATOR = "kintsugi-coordinator"
+#: Reasons of a release that no step asks for, whoever writes it; the engine takes them for errors.
+_TAKEN = frozenset({"lost", "expired"})
 _POLL_S = 0.1
 _RETRY_S = 0.5
 _BATCH_MAX = 500
@@ -30,9 +32,9 @@ log = logging.getLogger("kintsugi_client")
 
 
 class Wish:
-    """A lease that a step waits for."""
+    """A lease that a step waits for, and then holds."""
 
-    __slots__ = ("_answered", "lease_id", "offset", "partition", "refusal", "workflow_id")
+    __slots__ = ("_answered", "lease_id", "lost", "offset", "partition", "refusal", "workflow_id")
 
     def __init__(self, workflow_id: str, lease_id: str, partition: int, offset: int) -> None:
         self.workflow_id = workflow_id
@@ -41,6 +43,8 @@ class Wish:
         self.offset = offset
         #: Why it is not granted; None while that is open, and when it is.
         self.refusal: str | None = None
+        #: Why it was taken away after it had been granted.
+        self.lost: str | None = None
         self._answered = threading.Event()
 
     def settle(self, refusal: str | None) -> None:
@@ -48,6 +52,13 @@ class Wish:
         if not self._answered.is_set():
             self.refusal = refusal
             self._answered.set()
+
+    def end(self, reason: str) -> None:
+        """It is refused, or taken away when it was granted."""
+        if not self._answered.is_set():
+            self.settle(reason)
+        elif self.refusal is None and self.lost is None:
+            self.lost = reason
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it is answered within the time."""
@@ -80,7 +91,7 @@ class Grants:
             self._changed.notify_all()
 
     def forget(self, wish: Wish) -> None:
-        """Nobody waits any more."""
+        """It is neither waited for nor held any more."""
         with self._changed:
             if self._wishes.get(wish.lease_id) is wish:
                 del self._wishes[wish.lease_id]
@@ -118,7 +129,7 @@ class Grants:
                 time.sleep(_RETRY_S)
 
     def _wanted(self) -> bool:
-        """Wait until somebody waits; False when the client closes."""
+        """Wait until there is a wish or a lease; False when the client closes."""
         with self._changed:
             self._changed.wait_for(lambda: self._wishes or self._closed)
             return not self._closed
@@ -164,13 +175,13 @@ class Grants:
             record = codec.decode(message.value())
         except PoisonError:
             return  # it is not ours to complain of
-        if isinstance(record, ResourceGranted):
-            refusal = None
-        elif isinstance(record, ResourceReleased) and record.producer.startswith(_COORDINATOR):
-            refusal = record.reason or "released"
-        else:
+        if not isinstance(record, ResourceGranted | ResourceReleased):
             return
         with self._changed:
             wish = self._wishes.get(record.lease_id)
-        if wish is not None and (message.offset() or 0) > wish.offset:
-            wish.settle(refusal)
+        if wish is None or (message.offset() or 0) <= wish.offset:
+            return
+        if isinstance(record, ResourceGranted):
+            wish.settle(None)
+        elif record.producer.startswith(_COORDINATOR) or record.reason in _TAKEN:
+            wish.end(record.reason or "released")

@@ -14,7 +14,6 @@ from .checkpoints import new_id
 from .errors import ClosedError, LeaseError
 from .grants import Wish
 from .graph import check_text
-from .outbox import Delivery
 from .texts import STEP_ID_MAX
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def leased(
 ) -> Iterator[None]:
     """See `StepContext.lease`. `nth`: how many leases of the resource the step holds already.
 
-    A run that a command replaced does not give back: the lease is the step's, and its next run is granted it anew.
+    A run that a command replaced does not give back: the lease is the step's, and its next run is granted it anew. One
+    from which it was taken away has nothing to give back.
     """
     check_text("resource", resource_id, STEP_ID_MAX)
     _check(amount, priority, timeout_s)
@@ -54,13 +54,19 @@ def leased(
         priority=priority,
         wait_ms=int(timeout_s * 1000),
     )
-    granted = False
+    granted, wish = False, None
     try:
-        _wait(context, resource_id, lease_id, delivery, timeout_s)
+        delivery.wait(_REQUEST_TIMEOUT_S)
+        wish = Wish(workflow.workflow_id, lease_id, delivery.partition, delivery.offset)
+        workflow.grants.watch(wish)
+        _wait(context, resource_id, wish, timeout_s)
         granted = True
-        yield
+        with context.holding(resource_id, wish):
+            yield
     finally:
-        if not context.run.superseded.is_set():
+        if wish is not None:
+            workflow.grants.forget(wish)
+        if not context.run.superseded.is_set() and (wish is None or wish.lost is None):
             reason = "returned" if granted else "given_up"
             with contextlib.suppress(KintsugiError):  # its workflow's end gives it back
                 workflow.tell(ResourceReleased, context.run, resource_id=resource_id, lease_id=lease_id, reason=reason)
@@ -75,20 +81,13 @@ def _check(amount: int, priority: int, timeout_s: float) -> None:
         raise ConfigError(f"timeout_s: {timeout_s!r:.40} is no time above 0")
 
 
-def _wait(context: StepContext, resource_id: str, lease_id: str, delivery: Delivery, timeout_s: float) -> None:
+def _wait(context: StepContext, resource_id: str, wish: Wish, timeout_s: float) -> None:
     """Until the lease is granted. LeaseError when it is not; raises too when the step is to end."""
-    delivery.wait(_REQUEST_TIMEOUT_S)
-    grants = context.workflow.grants
-    wish = Wish(context.workflow.workflow_id, lease_id, delivery.partition, delivery.offset)
     deadline_s = time.monotonic() + timeout_s + _SILENCE_S
-    grants.watch(wish)
-    try:
-        while not wish.wait(_LOOK_S):
-            context.alive()
-            if time.monotonic() > deadline_s:
-                raise LeaseError("no_answer", f"no coordinator has said anything about {resource_id!r}")
-    finally:
-        grants.forget(wish)
+    while not wish.wait(_LOOK_S):
+        context.alive()
+        if time.monotonic() > deadline_s:
+            raise LeaseError("no_answer", f"no coordinator has said anything about {resource_id!r}")
     if wish.refusal is not None:
         raise LeaseError(wish.refusal, f"{resource_id!r} was not granted: {wish.refusal}")
 

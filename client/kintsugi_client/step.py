@@ -21,13 +21,14 @@ from ._schemas.records.events import (
     StepStarted,
 )
 from .checkpoints import canonical, new_id
-from .errors import ClosedError, PausedError, StepCancelledError, SupersededError
+from .errors import ClosedError, LeaseError, PausedError, StepCancelledError, SupersededError
 from .leases import LEASE_TIMEOUT_S, leased, waiting
 from .run import Run
 from .saving import CHECKPOINT_TIMEOUT_S
 from .texts import CODE_MAX, MESSAGE_MAX, describe
 
 if TYPE_CHECKING:
+    from .grants import Wish
     from .workflow import Workflow
 
 _COUNT_MAX = 2**31 - 1
@@ -59,6 +60,8 @@ class StepContext:
         self._output_digest: str | None = None
         self._cancelled = threading.Event()
         self._leases: Counter[str] = Counter()
+        #: What it holds, with the resource's name.
+        self._held: list[tuple[str, Wish]] = []
         self._heard_s = 0.0
         #: The dependency that failed, and the error by which it did.
         self._failed: tuple[str, BaseException] | None = None
@@ -76,26 +79,49 @@ class StepContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether a command has replaced this run or cancelled it or this step; a long step looks now and then."""
-        return self.run.superseded.is_set() or self._cancelled.is_set()
+        """Whether the step is to end: a command has replaced this run or cancelled it or this step, or a lease that the
+        step holds was taken away. A long step looks now and then."""
+        return self.run.superseded.is_set() or self._cancelled.is_set() or self._lost() is not None
 
     def cancel(self) -> None:
         """Tell the step to end: see `Workflow.cancel_step`."""
         self._cancelled.set()
 
     def check(self) -> None:
-        """Raise SupersededError when a command has replaced or cancelled this run, or StepCancelledError this step."""
+        """Raise SupersededError when a command has replaced or cancelled this run, or StepCancelledError this step, or
+        LeaseError when a lease that the step holds was taken away."""
         if self.run.superseded.is_set():
             raise SupersededError("a command has replaced this run")
         if self._cancelled.is_set():
             raise StepCancelledError("a command has cancelled this step")
+        lost = self._lost()
+        if lost is not None:
+            raise lost
+
+    def _lost(self) -> LeaseError | None:
+        for resource_id, wish in tuple(self._held):
+            if wish.lost is not None:
+                return LeaseError(wish.lost, f"{resource_id!r} was taken away: {wish.lost}")
+        return None
+
+    @contextlib.contextmanager
+    def holding(self, resource_id: str, wish: Wish) -> Iterator[None]:
+        """While it is held. LeaseError at the end of what was done without it, if it was taken away meanwhile."""
+        held = (resource_id, wish)
+        self._held.append(held)
+        try:
+            yield
+            if wish.lost is not None:
+                self.check()
+        finally:
+            self._held.remove(held)
 
     def lease(
         self, resource_id: str, *, amount: int = 1, priority: int = 0, timeout_s: float = LEASE_TIMEOUT_S
     ) -> contextlib.AbstractContextManager[None]:
         """Hold part of a resource that workflows share: `with ctx.lease("gpu"):`. The coordinator grants it, by the
-        time of asking and by priority. LeaseError when it does not, NotDeliveredError when the request cannot be made;
-        raises as `check` when the step is to end meanwhile."""
+        time of asking and by priority. LeaseError when it does not, or when it takes the lease away before the block
+        ends; NotDeliveredError when the request cannot be made; raises as `check` when the step is to end meanwhile."""
         return self._leased(resource_id, amount, priority, timeout_s)
 
     @contextlib.contextmanager

@@ -111,6 +111,35 @@ def test_a_run_that_replaces_another_is_granted_what_its_step_holds(lab: Lab, to
     assert [r.reason for r in topics.events(ResourceReleased, of) if r.reason == "returned"] == ["returned"]
 
 
+def test_a_step_is_told_when_what_it_holds_is_taken_away(lab: Lab, environment: dict[str, str], topics: Topics) -> None:
+    name = f"{lab.name}-alone"  # nobody listens: no command replaces the run meanwhile
+    at = {"kafka": environment["KINTSUGI_KAFKA"], "registry": environment["KINTSUGI_REGISTRY"]}
+    with Client.connect(name, objects="", keys="", **at) as client:
+        kind = client.workflow_type(name)
+        theirs, mine = kind.begin(), kind.begin()
+
+        def want() -> None:
+            with theirs.step("want") as step, step.lease(lab.resource, timeout_s=LONG_S):
+                assert not step.cancelled
+
+        def hold() -> None:
+            with mine.step("work") as step, step.lease(lab.resource, timeout_s=LONG_S):
+                other.start()
+                with step.waits_for(theirs.workflow_id):
+                    wait_for("the loss", lambda: step.cancelled, LONG_S)
+                    step.heartbeat()
+
+        other = threading.Thread(target=want)
+        with theirs.step("first") as first:  # it has done more, so the other is the victim
+            first.output(1)
+        with pytest.raises(LeaseError, match="was taken away: deadlock") as lost:
+            hold()
+        other.join(LONG_S)
+        assert theirs.completed == ["first", "want"]
+    assert lost.value.code == "DEADLOCK"
+    assert [r.reason for r in topics.events(ResourceReleased, {mine.workflow_id})] == ["deadlock"]
+
+
 def test_workflows_that_wait_for_each_other_are_told(lab: Lab, topics: Topics) -> None:
     kind = lab.client._types[lab.name]
     mine, theirs = kind.begin(), kind.begin()

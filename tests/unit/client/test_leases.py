@@ -17,6 +17,7 @@ from kintsugi_client._schemas.records.events import (
     ResourceGranted,
     ResourceReleased,
     ResourceRequested,
+    StepCompleted,
     StepProgressed,
     WaitBegan,
     WaitEnded,
@@ -113,6 +114,67 @@ def test_a_refusal_is_an_error_with_a_code(
     assert refused.value.reason == reason
     assert service.of(WorkflowErrorOccurred)[0].error_code == code
     assert [r.reason for r in service.of(ResourceReleased)] == ["given_up"]
+
+
+def test_a_step_is_told_when_its_lease_is_taken_away(service: Service, kind: WorkflowType, table: Table) -> None:
+    def work() -> None:
+        with kind.begin().step("train") as step, step.lease("licence"), step.lease("gpu"):
+            assert not step.cancelled
+            table.watched[1].end("expired")
+            assert step.cancelled
+            for tell in (step.heartbeat, step.alive):
+                with pytest.raises(LeaseError):
+                    tell()
+            assert not table.forgotten, "it is looked for until the block ends"
+            step.check()
+
+    with pytest.raises(LeaseError, match="'gpu' was taken away: expired") as lost:
+        work()
+    assert (lost.value.reason, lost.value.code) == ("expired", "COORDINATION_FAILURE")
+    assert service.of(WorkflowErrorOccurred)[0].error_code == "COORDINATION_FAILURE"
+    licence, _ = service.of(ResourceRequested)
+    assert [r.lease_id for r in service.of(ResourceReleased)] == [licence.lease_id], "what was taken is not given back"
+    assert table.forgotten == table.watched[::-1]
+
+
+def test_what_was_done_without_a_lease_is_not_done(service: Service, kind: WorkflowType, table: Table) -> None:
+    with pytest.raises(LeaseError, match="taken away: deadlock") as lost, kind.begin().step("train") as step:  # noqa: SIM117
+        with step.lease("gpu"):
+            table.watched[0].end("deadlock")
+    assert lost.value.code == "DEADLOCK"
+    assert not service.of(StepCompleted)
+
+
+def test_a_step_goes_on_after_it_has_minded_its_loss(service: Service, kind: WorkflowType, table: Table) -> None:
+    with kind.begin().step("train") as step:
+        with pytest.raises(LeaseError), step.lease("gpu"):
+            table.watched[0].end("lost")
+        step.check()
+        with step.lease("gpu"):
+            assert not step.cancelled
+    assert service.of(StepCompleted)
+
+
+def test_an_error_of_the_step_is_not_hidden_by_a_loss(kind: WorkflowType, table: Table) -> None:
+    def work() -> None:
+        with kind.begin().step("train") as step, step.lease("gpu"):
+            table.watched[0].end("expired")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        work()
+
+
+def test_a_step_that_was_replaced_hears_of_that_first(kind: WorkflowType, table: Table) -> None:
+    workflow = kind.begin()
+
+    def work() -> None:
+        with workflow.step("train") as step, step.lease("gpu"):
+            table.watched[0].end("expired")
+            workflow.replace_run(Run())
+
+    with pytest.raises(SupersededError):
+        work()
 
 
 def test_silence_is_waited_for_within_a_bound(
@@ -318,6 +380,21 @@ def test_a_refusal_says_why_it_is_one(log: FakeLog, grants: Grants) -> None:
         log.lines = [line(11, wish, ResourceReleased, reason=reason)]
         grants.watch(wish)
         assert wish.wait(10) and wish.refusal == refusal
+        grants.forget(wish)
+
+
+def test_what_takes_a_lease_away_is_found_behind_its_grant(log: FakeLog, grants: Grants) -> None:
+    for producer, reason, lost in ((COORDINATOR, "deadlock", "deadlock"), ("operator", "expired", "expired")):
+        wish = wished()
+        log.lines = [
+            line(11, wish),
+            line(12, wish, ResourceReleased, reason="returned", producer="svc/host/1"),
+            line(13, wish, ResourceReleased, reason=reason, producer=producer),
+            line(14, wish, ResourceReleased, reason="workflow_ended"),
+        ]
+        grants.watch(wish)
+        wait_for("the loss", lambda wish=wish: wish.lost)
+        assert (wish.refusal, wish.lost) == (None, lost)
         grants.forget(wish)
 
 
