@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from schemas.ids import derive_id
 from schemas.records import Command, Record
+from schemas.records.commands import PauseWorkflow
 from schemas.records.events import (
     CommandAcknowledged,
     StepCompleted,
@@ -93,6 +94,8 @@ class Caller:
         self.fleet.plan(1, lambda: self._obeyed(command))
 
     def _obeyed(self, command: Command) -> None:
+        if isinstance(command, PauseWorkflow):
+            return  # it rests as it is
         self._emit(
             CommandAcknowledged,
             command_id=command.command_id,

@@ -10,14 +10,19 @@ from collections.abc import Mapping
 from schemas.ids import derive_id
 from schemas.records.events import TimerFired
 
+from .backoff import jittered_ms
 from .effects import PRODUCER
+from .fold_stages import BRANCHES
 from .people import ESCALATE
-from .policy.model import Policy
-from .state import Case, WorkflowState
+from .policy.model import Backoff, Policy
+from .state import Attempt, Case, WorkflowState
 from .strategies import MANUAL
 
 #: Timers that one workflow may fire at one moment; the rest fire at the next look.
 FIRED_AT_ONCE_MAX = 256
+#: Repairs held by a breaker go out by themselves over this last share of `storms.hold_max`: those that began to be
+#: held in the same second do not meet their target in the same second.
+HOLD_SPREAD = 0.5
 
 
 #: A moment a workflow waits for (broker time, microseconds since the epoch), kind, subject id, step id. A bare tuple:
@@ -94,6 +99,16 @@ def _deadlines_max(policy: Policy) -> int:
     return asked.escalations_max if asked.on_timeout == ESCALATE else max(1, asked.escalations_max)
 
 
+def hold_ms(attempt: Attempt, policy: Policy) -> int:
+    """How long a repair is held at most: a moment of the attempt's own, never beyond the policy's maximum."""
+    longest_ms = policy.storms.hold_ms_max
+    if attempt.held == BRANCHES:  # the others it waits for are of its own workflow
+        return longest_ms
+    spread_ms = int(longest_ms * HOLD_SPREAD)
+    spread = Backoff(base_ms=spread_ms, max_ms=spread_ms)
+    return longest_ms - jittered_ms(spread, 1, f"{attempt.decision.attempt_id}|hold")
+
+
 def _case_timers(case: Case, policy: Policy, found: list[Timer]) -> None:
     if case.intervention_id is not None and case.interventions <= _deadlines_max(policy):
         found.append((case.intervention_deadline_us, "intervention_timeout", case.intervention_id, case.step_id))
@@ -104,7 +119,7 @@ def _case_timers(case: Case, policy: Policy, found: list[Timer]) -> None:
     if attempt.status == "decided":
         found.append((attempt.execute_at_us, "backoff", attempt_id, case.step_id))
     elif attempt.status == "held":
-        due_us = attempt.held_at_us + policy.storms.hold_ms_max * 1000
+        due_us = attempt.held_at_us + hold_ms(attempt, policy) * 1000
         found.append((due_us, "hold_timeout", attempt_id, case.step_id))
     elif attempt.status == "sent":
         due_us = attempt.sent_at_us + policy.timeouts.acknowledge_ms * 1000

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from engine.policy import default_policy
+from engine.policy import default_policy, load_policy
 from engine.testing import START_US
 from engine.testing_storm import Caller, Storm
+from engine.timers import HOLD_SPREAD
 from schemas.records.events import BreakerChanged, IncidentChanged, RepairReleased
 
 WORKFLOWS = 2_000
@@ -107,6 +108,28 @@ def test_a_human_who_need_not_answer_any_more_is_asked_no_more(enabled: bool) ->
     storm.fleet.run(1)
     ended = storm.fleet.told(IncidentChanged)[-1]
     assert (ended.interventions, ended.state) == (0, "resolved")
+
+
+def test_a_target_that_is_down_for_longer_than_repairs_are_held_meets_no_burst() -> None:
+    policy = load_policy(
+        """
+workflow_error_handling:
+  recovery_strategies: {unknown_error: {strategy: retry_step, max_retries: 9, backoff_strategy: exponential}}
+  storms: {hold_max: 150000}
+""",
+        "test",
+    )
+    storm = Storm(policy, workflows=1_000, seconds=SECONDS, capacity_per_s=200)
+    storm.fleet.run(2 * 150 + 20)
+    # The holds of ten seconds end over half of the longest: 13.3 a second when they are spread evenly. Twice that, and
+    # the canaries beside them, is what a target may be asked to bear; without the spread it is 100.
+    evenly = len(storm.callers) / (150 * HOLD_SPREAD)
+    calls = [storm.target.calls[second] for second in range(SECONDS + 2, 320)]
+    assert sum(calls) > 1.5 * len(storm.callers), "each hold has ended, and most of the next ones"
+    assert max(calls) <= 2 * evenly + policy.storms.canaries
+    storm.target.heal()
+    storm.settle(600)
+    assert (storm.waiting, storm.target.collapses) == (0, 0)
 
 
 def test_without_breakers_the_repairs_are_used_up_and_a_human_is_asked_for_each() -> None:

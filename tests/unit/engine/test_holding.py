@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from engine.coordinating import key_of
+from engine.fold_stages import BRANCHES
 from engine.inforce import BREAKERS_MAX, Breakers
 from engine.policy import default_policy
 from engine.snapshot import dump, load
 from engine.testing import Service, World
+from engine.timers import HOLD_SPREAD, hold_ms
 from schemas.records.commands import RetryStep
 from schemas.records.coordination import FailureEnded, FailureSeen, RepairWaiting
 from schemas.records.events import BreakerChanged, RepairHeld, RepairReleased, StepSpec, WorkflowErrorOccurred
@@ -104,10 +109,41 @@ def test_a_breaker_that_closes_lets_what_comes_after_go(world: World, service: S
 def test_a_hold_that_nobody_ends_ends_by_itself(world: World, service: Service) -> None:
     breaker(service, "open", 1)
     fail(service)
-    world.advance(world.policy.storms.hold_ms_max - 1)
+    (case,) = (service.state.cases or {}).values()
+    assert case.attempt is not None
+    held_ms = hold_ms(case.attempt, world.policy)
+    world.advance(held_ms - 1)
     assert not world.commands
     world.advance(1)
     assert [type(c) for c in world.commands] == [RetryStep]
+
+
+@pytest.mark.parametrize("hold_ms_max", [1, 2, 1_000, 3_600_000])
+def test_holds_that_began_together_end_one_by_one_over_the_last_half_of_the_longest(
+    world: World, service: Service, hold_ms_max: int
+) -> None:
+    breaker(service, "open", 1)
+    fail(service)
+    (case,) = (service.state.cases or {}).values()
+    assert case.attempt is not None
+    policy = replace(world.policy, storms=replace(world.policy.storms, hold_ms_max=hold_ms_max))
+    ids = [world.new_id() for _ in range(1_000)]
+    attempts = [replace(case.attempt, decision=replace(case.attempt.decision, attempt_id=i)) for i in ids]
+    ends = [hold_ms(attempt, policy) for attempt in attempts]
+    assert hold_ms_max - int(hold_ms_max * HOLD_SPREAD) <= min(ends) and max(ends) <= hold_ms_max
+    assert ends == [hold_ms(attempt, policy) for attempt in attempts]
+    if hold_ms_max > 1_000:
+        tenth = hold_ms_max * HOLD_SPREAD / 10
+        counts = Counter(int((end - hold_ms_max * HOLD_SPREAD) / tenth) for end in ends)
+        assert max(counts.values()) < 150
+
+
+def test_what_waits_for_branches_of_its_own_workflow_waits_as_long_as_may_be(world: World, service: Service) -> None:
+    breaker(service, "open", 1)
+    fail(service)
+    (case,) = (service.state.cases or {}).values()
+    assert case.attempt is not None
+    assert hold_ms(replace(case.attempt, held=BRANCHES), world.policy) == world.policy.storms.hold_ms_max
 
 
 def test_a_waiting_repair_is_held_when_its_backoff_ends(world: World, service: Service) -> None:

@@ -103,3 +103,14 @@ def test_a_text_that_this_version_cannot_read_explains_nothing_and_breaks_nothin
     broken = replace(entry_of(TEXT), text="a: [", version="v")
     rules = Rules(Applied([broken]))
     assert (rules.policy("v"), rules.text("v", "builds")) == (None, None)
+
+
+def test_a_workflow_that_was_given_up_says_why_nobody_was_asked() -> None:
+    recovery = {"unknown_error": {"strategy": "alternative_path"}}
+    people = {"triggers": ["critical_state_corruption"]}
+    text = json.dumps({"workflow_error_handling": {"recovery_strategies": recovery, "manual_intervention": people}})
+    [row] = explained(text, Rules(Applied([entry_of(text)])))
+    why = "manual_intervention.triggers does not list all_recovery_strategies_failed"
+    assert (row["strategy"], row["command"]) == ("give_up", "CancelWorkflow")
+    assert row["rule"] == f"the ladder is exhausted; {why}"
+    assert row["passed_over"][-1] == {"strategy": "manual_intervention", "reason": why}
