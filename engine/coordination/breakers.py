@@ -69,6 +69,10 @@ class Breakers:
         self._waiting = 0
         #: Key of a closed breaker to its sequence.
         self._closed: dict[str, int] = {}
+        #: Failures that were a storm, and for which no breaker could be opened any more.
+        self.unopened = 0
+        #: Held repairs that are not remembered here: they wait for their own timers.
+        self.unlisted = 0
 
     def get(self, key: str) -> Breaker | None:
         """The breaker of a key; None when it is closed."""
@@ -126,8 +130,12 @@ class Breakers:
         window = self._windows.observe(key, record, now_us, storms)
         breaker = self._open.get(key)
         if breaker is None:
-            if storms.enabled and len(window.workflows) >= storms.threshold and len(self._open) < OPEN_MAX:
+            if not storms.enabled or len(window.workflows) < storms.threshold:
+                return
+            if len(self._open) < OPEN_MAX:
                 yield self._opened(key, window, record, now_us, storms)
+            else:
+                self.unopened += 1
         else:
             yield from self._member_failed(breaker, record, now_us)
 
@@ -144,6 +152,7 @@ class Breakers:
         if breaker.waiting.pop(record.error_id, None) is not None:
             self._waiting -= 1
         if self._waiting >= WAITING_MAX:
+            self.unlisted += 1
             return
         breaker.waiting[record.error_id] = waiting
         self._waiting += 1
@@ -277,6 +286,8 @@ class Breakers:
     def dump(self) -> dict[str, Any]:
         """Everything but `changes`, which are over."""
         return {
+            "unopened": self.unopened,
+            "unlisted": self.unlisted,
             "windows": self._windows.dump(),
             "open": [breaker.dump() for breaker in self._open.values()],
             "closed": self._closed,
@@ -285,6 +296,7 @@ class Breakers:
     def load(self, value: Any) -> None:
         """Inverse of `dump`."""
         self.changes = []
+        self.unopened, self.unlisted = value["unopened"], value["unlisted"]
         self._windows.load(value["windows"])
         self._open = {row["key"]: Breaker.load(row) for row in value["open"]}
         self._waiting = sum(len(b.waiting) for b in self._open.values())

@@ -265,6 +265,13 @@ def test_what_is_beyond_the_bound_is_left_to_its_own_timer(watch: Watch, monkeyp
     watch.storm(15)
     waves(watch)
     assert len(released(watch.said)) == 10
+    breakers = watch.coordinator.components[0]
+    assert isinstance(breakers, Breakers)
+    assert (breakers.unlisted, breakers.unopened) == (5, 0)
+    watch.again()
+    again = watch.coordinator.components[0]
+    assert isinstance(again, Breakers) and again is not breakers
+    assert again.unlisted == 5
 
 
 def test_another_process_goes_on_in_the_middle_of_a_storm(watch: Watch) -> None:
@@ -365,6 +372,9 @@ def test_no_more_breakers_open_than_partitions_remember(watch: Watch, monkeypatc
     breakers = watch.coordinator.components[0]
     assert isinstance(breakers, Breakers)
     assert (breakers.open_count, breakers.waiting_count) == (1, 0)
+    assert breakers.unopened == 1, "the failures before it were no storm yet"
+    watch.fail(0, dependency="two")
+    assert breakers.unopened == 2
 
 
 def test_a_key_that_was_forgotten_is_no_storm() -> None:
