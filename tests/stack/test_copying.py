@@ -162,13 +162,16 @@ def test_a_state_restored_from_a_checkpoint_that_is_not_there_refers_to_nothing(
 
 
 @pytest.mark.parametrize("changed", [{"size_bytes": 2**31}, {"step_id": "x" * 300}])
-def test_a_row_that_postgres_refuses_is_set_aside_alone(store: Store, database: str, changed: dict[str, Any]) -> None:
+def test_a_row_that_postgres_refuses_is_found_and_those_behind_it_wait(
+    store: Store, database: str, changed: dict[str, Any]
+) -> None:
     log = checkpoints(2 * COPY_ROWS_MIN).log
     middle = len(log) // 2
     bad = replace(log[middle], record=replace(log[middle].record, **changed))
     refused = apply(store, [*log[:middle], bad, *log[middle + 1 :]])
     assert [(letter.offset, letter.stage) for letter in refused] == [(middle, STAGE_APPLY)]
-    assert drifts(database, [*log[:middle], *log[middle + 1 :]]) == []
+    assert drifts(database, log[:middle]) == []
+    assert store.parked(0).events == len(log) - middle
 
 
 @pytest.mark.parametrize(
