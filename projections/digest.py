@@ -75,12 +75,28 @@ class Differences:
 
 def row_digest(table: Table, row: Sequence[Any]) -> bytes:
     """Digest of a row in the form that folds use."""
+    return reduced_digest(reduced(table, row))
+
+
+def reduced(table: Table, row: Sequence[Any]) -> tuple[Any, ...]:
+    """The row with digests in the place of JSON and bytes, which may be long."""
+    values = list(row)
+    for place, column in enumerate(table.columns):
+        value = values[place]
+        if value is not None and column.kind in ("jsonb", "bytea"):
+            data = jsonb_text(value).encode() if column.kind == "jsonb" else value
+            values[place] = sha256(data).hexdigest()
+    return tuple(values)
+
+
+def reduced_digest(row: Sequence[Any]) -> bytes:
+    """Digest of a row that is `reduced`."""
     parts = []
-    for column, value in zip(table.columns, row, strict=True):
+    for value in row:
         if value is None:
             parts.append("-")
             continue
-        text = _text(column, value)
+        text = str(value) if type(value) is not bool else "true" if value else "false"
         parts.append(f"{len(text)}:{text}")
     return sha256("".join(parts).encode()).digest()[:_DIGEST_BYTES]
 
@@ -127,6 +143,19 @@ def by_bucket(
     return {bucket: _digest(int(count), int(high), int(low)) for bucket, count, high, low in rows}
 
 
+def row_digests(
+    connection: Connection, schema: str, table: Table, *, first: int, end: int, ids: Sequence[str] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Key and digest of every row of the workflows in a range of buckets; of these only `ids`, where they are given."""
+    statement = sql.SQL("SELECT id::text, digest FROM ({}) AS r WHERE bucket >= %(first)s AND bucket < %(end)s").format(
+        _rows(schema, table, only=ids is not None)
+    )
+    with connection.cursor(name=f"digests_{table.name}", binary=True) as cursor:
+        cursor.itersize = _FETCH_ROWS
+        place = {"first": first, "end": end, "without": [], "ids": list(ids or ())}
+        yield from cursor.execute(statement, place)
+
+
 def differences(
     connection: Connection,
     first: str,
@@ -151,9 +180,10 @@ def differences(
 
 
 def compare_rows(table: Table, expected: Sequence[Any], found: Sequence[Any]) -> Iterator[Drift]:
-    """Columns in which two rows of one key differ, in the form that folds use."""
-    for column, want, have in zip(table.columns, expected, found, strict=True):
-        if _comparable(column, want) != _comparable(column, have):
+    """Columns in which two rows of one key differ, in the form that folds use. Of JSON and bytes digests are told: what
+    a policy hides in one of them is not shown by the other."""
+    for column, want, have in zip(table.columns, reduced(table, expected), reduced(table, found), strict=True):
+        if want != have:
             yield Drift(table=table.name, key=expected[0], column=column.name, expected=shown(want), found=shown(have))
 
 
@@ -212,10 +242,6 @@ def _empty_reference(table: Table, drift: Drift) -> bool:
     return refers and shown(None) in (drift.expected, drift.found)
 
 
-def _comparable(column: Column, value: Any) -> Any:
-    return jsonb_text(value) if column.kind == "jsonb" and value is not None else value
-
-
 def _read(connection: Connection, schema: str, table: Table, keys: list[str]) -> dict[str, tuple[Any, ...]]:
     shown_columns = sql.SQL(", ").join(sql.SQL(statements.shown(c)) for c in table.columns)
     statement = sql.SQL("SELECT {} FROM unnest(%(ids)s::uuid[]) AS k(id) JOIN {} t ON t.id = k.id").format(
@@ -244,16 +270,18 @@ def _number(place: int) -> sql.Composed:
     ).format(sql.Literal(place))
 
 
-def _rows(schema: str, table: Table) -> sql.Composed:
+def _rows(schema: str, table: Table, *, only: bool = False) -> sql.Composed:
     """Of each row: id, bucket and digest."""
+    chosen = "t.{owner} = ANY(%(ids)s::uuid[])" if only else "t.{owner} <> ALL(%(without)s::uuid[])"
     owner = table.columns[table.owner].name
     texts = sql.SQL(" || ").join(sql.SQL(_in_sql(c)) for c in table.columns)
     return sql.SQL(
         "SELECT id, (get_byte(h, 0) * 256 + get_byte(h, 1)) * {buckets} >> 16 AS bucket,"
         " substr(sha256(convert_to(texts, 'UTF8')), 1, {bytes}) AS digest"
         " FROM (SELECT t.id, sha256(convert_to(t.{owner}::text, 'UTF8')) AS h, {texts} AS texts FROM {table} t"
-        " WHERE t.{owner} <> ALL(%(without)s::uuid[])) AS x"
+        " WHERE {chosen}) AS x"
     ).format(
+        chosen=sql.SQL(chosen).format(owner=sql.Identifier(owner)),
         buckets=sql.Literal(BUCKETS),
         bytes=sql.Literal(_DIGEST_BYTES),
         owner=sql.Identifier(owner),
@@ -275,16 +303,6 @@ def _text_in_sql(column: Column) -> LiteralString:
     if column.kind == "bytea":
         return f"encode(sha256({value}), 'hex')"
     return f"({value})::text"
-
-
-def _text(column: Column, value: Any) -> str:
-    if column.kind == "jsonb":
-        return sha256(jsonb_text(value).encode()).hexdigest()
-    if column.kind == "bytea":
-        return sha256(value).hexdigest()
-    if column.kind == "bool":
-        return "true" if value else "false"
-    return str(value)
 
 
 def _digest(rows: int, high: int, low: int) -> Digest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.events import Delivered
@@ -92,6 +92,16 @@ class Folded:
                     del rows[key]
                     for reference in self._referrers[table.name].pop(key, ()):
                         self._empty(*reference)
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Forget all rows but those of the workflows that are wanted."""
+        for name, rows in self.rows.items():
+            owner = self._tables[name].owner
+            for key in [key for key, row in rows.items() if not wanted(row[owner])]:
+                del rows[key]
+                for references in self._referrers.values():
+                    references.pop(key, None)
+        self.loose = {place for place in self.loose if place[1] in self.rows[place[0]]}
 
     def _refer(self, name: str, key: str, row: Sequence[Any]) -> None:
         for index, target in self._references[name]:

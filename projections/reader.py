@@ -9,10 +9,13 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from schemas.dead_letters import STAGE_APPLY
 from schemas.errors import FatalError, RetriableError
 from schemas.topics import EVENTS
 
 from . import statements
+from .choice import Choice
+from .digest import Differences, differences, row_digests
 from .kit import Table
 from .sql import blocks
 from .store import CONNECT_TIMEOUT_S, GENERATION
@@ -27,6 +30,7 @@ class Snapshot:
 
     def __init__(self, connection: psycopg.Connection[Any], generation: str) -> None:
         self._connection = connection
+        self._generation = generation
         self._place = {"generation": generation, "topic": EVENTS}
 
     def positions(self) -> dict[int, int]:
@@ -51,11 +55,39 @@ class Snapshot:
         found = self._connection.execute(_QUERIES["dead_letter_places"], self._place).fetchall()
         return {(partition, offset): stage for partition, offset, stage in found}
 
+    def not_applied(self) -> set[tuple[int, int]]:
+        """Places of events that made no rows: they wait with a parked workflow, or were discarded."""
+        waiting = self._connection.execute(_QUERIES["parked_places"], self._place).fetchall()
+        return {*waiting, *(place for place, stage in self.dead_letters().items() if stage == STAGE_APPLY)}
+
+    def parked(self) -> set[str]:
+        """Workflows whose events wait, since one of them could not be applied."""
+        found = self._connection.execute(_QUERIES["parked_workflows"], self._place).fetchall()
+        return {workflow_id for (workflow_id,) in found}
+
+    def beside(self, generation: str) -> Snapshot:
+        """Another generation at the same moment, for what is asked by its name: positions, what is parked."""
+        return Snapshot(self._connection, generation)
+
+    def differences(self, other: Snapshot, tables: Sequence[Table], *, leaving_out: Sequence[str]) -> Differences:
+        """Where the rows of another generation differ from those of this one."""
+        return differences(self._connection, self._generation, other._generation, tables, leaving_out=leaving_out)
+
     def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
         """All rows of a table, in the form that folds use."""
         with self._connection.cursor(name=f"all_{table.name}", binary=True) as cursor:
             cursor.itersize = _FETCH_ROWS
             yield from cursor.execute(statements.read_all(table))
+
+    def digests(self, table: Table, choice: Choice) -> Iterator[tuple[str, bytes]]:
+        """Key and digest of all rows of the chosen workflows."""
+        ids = None if choice.ids is None else sorted(choice.ids)
+        return row_digests(self._connection, self._generation, table, first=choice.first, end=choice.end, ids=ids)
+
+    def sample(self, size: int, seed: int) -> list[str]:
+        """The first workflows in the order of `choice.rank`."""
+        found = self._connection.execute(_QUERIES["sample"], {"size": size, "seed": f"{seed}:"}).fetchall()
+        return [workflow_id for (workflow_id,) in found]
 
     def query(self, statement: sql.SQL | Any, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows of any query, by column name."""
@@ -79,7 +111,11 @@ def snapshot(url: str, *, generation: str = GENERATION) -> Iterator[Snapshot]:
     """Open one. RetriableError when Postgres is away, FatalError when the tables are not there."""
     try:
         with psycopg.connect(
-            url, connect_timeout=CONNECT_TIMEOUT_S, options=f"-c search_path={generation}", application_name="kintsugi"
+            url,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            # Positions and dead letters of all generations are in the live schema.
+            options=f"-c search_path={generation},{GENERATION} -c idle_in_transaction_session_timeout=0",
+            application_name="kintsugi",
         ) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True

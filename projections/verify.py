@@ -1,14 +1,14 @@
 """Proves tables: the pure fold of the log up to their positions, against the rows in one database snapshot (I4).
 
-A JSON column is compared by value through a digest, as jsonb keeps no key order and writes numbers its own way. A
+Rows are compared by their digests (`digest`), which Postgres makes on its side; only rows that may differ are read. A
 reference whose target came later in the log, or never, may be empty in the table: that is what `statements` writes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -18,24 +18,20 @@ from schemas.records.events import WorkflowStarted
 from schemas.redaction import NOTHING, Redaction
 
 from .catalog import TABLES
+from .choice import ALL, Choice
+from .digest import BUCKETS, Drift, bucket_of, reduced, reduced_digest, shown
 from .fold import Folded
 from .kit import TABLES_VERSION, Table, redacted
 
 _INTEGER_MAX = 2**53
-_SHOWN_MAX = 200
 #: Version of the tables from which on a projector deletes what has expired.
 _REMOVING_SINCE = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """A row or column in which a table differs from the log. `column` is empty when a row is missing or extra."""
-
-    table: str
-    key: str
-    column: str
-    expected: str
-    found: str
+#: Rows that may differ, read at once.
+_READ_ROWS = 500
+#: What a row takes beside its texts: a tuple of 25 values, its numbers, its place by its key.
+_ROW_BYTES = 700
 
 
 class TableCheck:
@@ -43,7 +39,9 @@ class TableCheck:
 
     `beginnings`, as `Snapshot.beginnings` tells them: rows that a projector of an earlier version of the tables made
     are compared without the columns it did not know. None: all were made by this version. `redactions`, as
-    `Snapshot.redactions` tells them: what the projector hid in the rows it made.
+    `Snapshot.redactions` tells them: what the projector hid in the rows it made. `choice`: the workflows to be proven.
+    With `memory_bytes_max` rows take about so much memory: when there are more, half of the workflows are put off,
+    again and again (`put_off`), down to one bucket of them, which is taken whatever its size.
     """
 
     def __init__(
@@ -52,11 +50,20 @@ class TableCheck:
         *,
         beginnings: Mapping[tuple[int, int], int] | None = None,
         redactions: Mapping[int, Sequence[tuple[int, Sequence[str]]]] | None = None,
+        choice: Choice = ALL,
+        memory_bytes_max: int | None = None,
     ) -> None:
         self._tables = {table.name: table for table in tables}
         self._folded = Folded(tables)
         self._rows = self._folded.rows
-        self._digested = {t.name: [i for i, c in enumerate(t.columns) if c.kind in ("jsonb", "bytea")] for t in tables}
+        self.choice = choice
+        #: Workflows that found no room: each is a check of its own.
+        self.put_off: list[Choice] = []
+        self._memory_bytes_max = memory_bytes_max
+        #: Not less than what the rows take.
+        self._bytes_at_most = 0
+        #: Events folded, by the bucket of their workflow.
+        self._events = [0] * BUCKETS
         self._beginnings = beginnings
         self._redactions = {
             partition: [(offset, Redaction(paths)) for offset, paths in found]
@@ -76,7 +83,11 @@ class TableCheck:
         self._cut.add(partition)
 
     def add(self, event: Delivered) -> None:
-        """Fold the next event of its partition."""
+        """Fold the next event of its partition, if its workflow is one of those to be proven."""
+        workflow_id = event.record.workflow_id
+        if not self.choice.wants(workflow_id):
+            return
+        self._events[bucket_of(workflow_id)] += 1
         if self._cut:
             self._note_beginning(event)
         if self._redactions:
@@ -88,9 +99,39 @@ class TableCheck:
         for name, changed in self._folded.add(event, passing_over=later).items():
             for key, row in changed.items():
                 if self._tables[name].written_once:  # no fold looks into it again
-                    self._rows[name][key] = self._reduced(name, row)
+                    row = self._rows[name][key] = reduced(self._tables[name], row)
+                self._bytes_at_most += _ROW_BYTES + sum(len(value) for value in row if type(value) is str)
                 if version < TABLES_VERSION:
                     self._earlier[name].setdefault(key, version)
+        if self._memory_bytes_max is not None and self._bytes_at_most > self._memory_bytes_max:
+            self._make_room(self._memory_bytes_max)
+
+    @property
+    def events(self) -> int:
+        """Events of the workflows to be proven."""
+        return sum(self._events[self.choice.first : self.choice.end])
+
+    def _make_room(self, bytes_max: int) -> None:
+        """Count anew, and put off workflows until half of the room is free: this is not to come at every event."""
+        while (taken := self._taken()) > bytes_max // 2:
+            halves = self.choice.halves()
+            if halves is None:
+                break
+            self.choice, later = halves
+            self.put_off.append(later)
+            self._folded.keep(self.choice.wants)
+            for name, keys in self._earlier.items():
+                self._earlier[name] = {key: version for key, version in keys.items() if key in self._rows[name]}
+            self._from_start = set(filter(self.choice.wants, self._from_start))
+            self._in_whole = set(filter(self.choice.wants, self._in_whole))
+        self._bytes_at_most = min(taken, bytes_max // 2)
+
+    def _taken(self) -> int:
+        return sum(
+            _ROW_BYTES + sum(len(value) for value in row if type(value) is str)
+            for rows in self._rows.values()
+            for row in rows.values()
+        )
 
     def _redacted(self, event: Delivered) -> Delivered:
         hidden = NOTHING
@@ -124,39 +165,63 @@ class TableCheck:
         """How many rows the log gives a table."""
         return len(self._rows[table])
 
+    def prove(
+        self,
+        table: Table,
+        digests: Iterable[tuple[str, bytes]],
+        read: Callable[[Table, Sequence[str]], Iterable[Sequence[Any]]],
+    ) -> Iterator[Drift]:
+        """Every difference between the fold and a table, of whose chosen rows these are keys and digests. `read` gets
+        rows by key, as folds have them; only those that may differ are asked for."""
+        unseen, found = set(self._rows[table.name]), iter(digests)
+        while batch := list(islice(found, _READ_ROWS)):
+            unseen.difference_update(key for key, _ in batch)
+            doubtful = [key for key, digest in batch if not self._proven(table, key, digest)]
+            for row in sorted(read(table, doubtful), key=lambda row: str(row[0])) if doubtful else ():
+                yield from self._differences(table, row)
+        # An id that two workflows use is a row of the one that came first; of the other nothing is missing.
+        rows, left = iter(sorted(unseen)), set(unseen)
+        while keys := list(islice(rows, _READ_ROWS)):
+            left.difference_update(row[0] for row in read(table, keys))
+        yield from self._missing(table, left)
+
     def compare(self, table: str, found: Iterable[Sequence[Any]]) -> Iterator[Drift]:
         """Every difference between the fold and the rows of the table, which are those of `statements.read_all`."""
-        expected, columns = self._rows[table], self._tables[table].columns
-        unseen = set(expected)
+        unseen = set(self._rows[table])
         for values in found:
-            key = values[0]
-            row = expected.get(key)
-            unseen.discard(key)
-            if not self._provable(table, values):
-                self.unproven += 1
-                continue
-            if row is None:
-                yield Drift(table=table, key=key, column="", expected="no row", found="a row")
-                continue
-            wanted = row if self._tables[table].written_once else self._reduced(table, row)
-            version = self._earlier[table].get(key, TABLES_VERSION)
-            for index, (want, have) in enumerate(zip(wanted, self._reduced(table, values), strict=True)):
-                if columns[index].since > version:
-                    continue
-                if want != have and not (have is None and (table, key, index) in self._folded.loose):
-                    yield Drift(
-                        table=table, key=key, column=columns[index].name, expected=_shown(want), found=_shown(have)
-                    )
-        for key in sorted(k for k in unseen if self._provable(table, expected[k])):
-            yield Drift(table=table, key=key, column="", expected="a row", found="no row")
+            unseen.discard(values[0])
+            yield from self._differences(self._tables[table], values)
+        yield from self._missing(self._tables[table], unseen)
 
-    def _reduced(self, name: str, row: Sequence[Any]) -> tuple[Any, ...]:
-        values = list(row)
-        for index in self._digested[name]:
-            value = values[index]
-            if value is not None:
-                values[index] = json_digest(value) if isinstance(value, str) else _digest(value)
-        return tuple(values)
+    def _proven(self, table: Table, key: str, digest: bytes) -> bool:
+        """Whether the digest shows that a row is right. What it does not show is looked at by column."""
+        row = self._rows[table.name].get(key)
+        if row is None or key in self._earlier[table.name] or not self._provable(table.name, row):
+            return False
+        return reduced_digest(row if table.written_once else reduced(table, row)) == digest
+
+    def _differences(self, table: Table, values: Sequence[Any]) -> Iterator[Drift]:
+        name, key = table.name, values[0]
+        row = self._rows[name].get(key)
+        if not self._provable(name, values):
+            self.unproven += 1
+            return
+        if row is None:
+            yield Drift(table=name, key=key, column="", expected="no row", found="a row")
+            return
+        wanted = row if table.written_once else reduced(table, row)
+        version = self._earlier[name].get(key, TABLES_VERSION)
+        for index, (want, have) in enumerate(zip(wanted, reduced(table, values), strict=True)):
+            column = table.columns[index]
+            if column.since > version:
+                continue
+            if want != have and not (have is None and (name, key, index) in self._folded.loose):
+                yield Drift(table=name, key=key, column=column.name, expected=shown(want), found=shown(have))
+
+    def _missing(self, table: Table, unseen: Iterable[str]) -> Iterator[Drift]:
+        rows = self._rows[table.name]
+        for key in sorted(k for k in unseen if self._provable(table.name, rows[k])):
+            yield Drift(table=table.name, key=key, column="", expected="a row", found="no row")
 
 
 def json_digest(text: str) -> str:
@@ -177,8 +242,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
