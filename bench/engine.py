@@ -40,11 +40,16 @@ OPEN, OPEN_QUICK = 100_000, 2_000
 #: tracemalloc makes every allocation several times dearer; its answer per workflow is the same for fewer.
 TRACED_SHARE = 0.03
 OPEN_FEW = 10
+#: A decision's time is to stay what it is up to here. They have fewer steps: it takes a minute to open them all.
+OPEN_MOST, OPEN_MOST_QUICK = 1_000_000, 5_000
+_STEPS_OF_MOST = 2
+#: "Flat": caches of the processor hold ten workflows and not a million.
+_RATIO_MAX = 1.5
 STEPS = CHECKPOINTS = 10
 DECISIONS = 2_000
 _GOAL_EVENTS_PER_S = 50_000
 _GOAL_BYTES = 3 * 1024
-_CHILD_TIMEOUT_S = 300.0
+_CHILD_TIMEOUT_S = 600.0
 _START_US = 1_800_000_000_000_000
 _PAGE_BYTES = 4096
 
@@ -146,6 +151,9 @@ def _memory(setup: Setup) -> list[Figure]:
     grown, few_us, many_us = _in_child(_open_many, count)
     setup.say(f"{int(count * TRACED_SHARE):,} of them with every allocation traced")
     (traced,) = _in_child(_open_traced, int(count * TRACED_SHARE))
+    most = OPEN_MOST_QUICK if setup.quick else OPEN_MOST
+    setup.say(f"{most:,} open workflows, {_STEPS_OF_MOST} steps each")
+    short_few_us, short_many_us = _in_child(_open_most, most)
     return [
         Figure(
             name="memory per open workflow",
@@ -157,6 +165,18 @@ def _memory(setup: Setup) -> list[Figure]:
         Figure(name="memory per open workflow, traced", measured=traced, unit="bytes", note="tracemalloc"),
         Figure(name=f"decision at {OPEN_FEW} open", measured=few_us, unit="us", note="error folded and decided on"),
         Figure(name=f"decision at {count:,} open", measured=many_us, unit="us", note="the same, as many are open"),
+        Figure(
+            name=f"decision at {most:,} open",
+            measured=short_many_us,
+            unit="us",
+            note=f"workflows of {_STEPS_OF_MOST} steps; {short_few_us:.0f} us at {OPEN_FEW}",
+        ),
+        Figure(
+            name=f"decision at {most:,} open to that at {OPEN_FEW}",
+            measured=short_many_us / short_few_us,
+            unit="x",
+            at_most=_RATIO_MAX,
+        ),
     ]
 
 
@@ -190,6 +210,15 @@ def _open_many(count: int, answer: Connection) -> None:
     answer.send((grown, few_us, fleet.decision_us()))
 
 
+def _open_most(count: int, answer: Connection) -> None:
+    times_us = []
+    for opened in (OPEN_FEW, count):
+        fleet = Fleet(_STEPS[:_STEPS_OF_MOST])
+        fleet.open(opened)
+        times_us.append(fleet.decision_us())
+    answer.send(times_us)
+
+
 def _open_traced(count: int, answer: Connection) -> None:
     fleet = Fleet()
     fleet.open(min(count, OPEN_FEW))  # what is made once
@@ -207,7 +236,8 @@ def _resident_bytes() -> int:
 class Fleet:
     """Open workflows, each in its last step. As in decoded records, no id is shared by two of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: tuple[StepSpec, ...] = _STEPS) -> None:
+        self._steps = steps
         self._keeper = Keeper()
         self._ids = 0
         self._offset = 0
@@ -221,19 +251,19 @@ class Fleet:
         for _ in range(count):
             workflow_id = self._id()
             self._open.append(workflow_id)
-            self._put(WorkflowStarted, workflow_id, workflow_version="1", steps=_STEPS)
-            for number, step in enumerate(_STEPS):
+            self._put(WorkflowStarted, workflow_id, workflow_version="1", steps=self._steps)
+            for number, step in enumerate(self._steps):
                 run_id = self._id()
                 self._put(StepStarted, workflow_id, step_id=step.step_id, step_run_id=run_id)
                 self._checkpoint(workflow_id, step.step_id, number)
-                if number < STEPS - 1:
+                if number < len(self._steps) - 1:
                     self._put(StepCompleted, workflow_id, step_id=step.step_id, step_run_id=run_id, duration_ms=5)
         gc.enable()
 
     def decision_us(self) -> float:
         """Median microseconds to fold an error and decide on it, over workflows spread through all that are open."""
         stride = max(1, len(self._open) // DECISIONS)
-        step_id = _STEPS[-1].step_id
+        step_id = self._steps[-1].step_id
         taken = []
         for workflow_id in self._open[::stride]:
             fields = {"error_code": "TIMEOUT", "error_message": "too slow", "detected_by": "service"}
