@@ -7,7 +7,7 @@ batch with its position.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,42 +17,30 @@ from typing import Any
 import psycopg
 
 from consumers.crash import crash_point
-from consumers.history import History, ranges_of
+from consumers.history import ranges_of
 from consumers.log_reader import LogReader
-from engine.events import Delivered
-from engine.inspection import Inspector
 from projections import digest, filling
 from projections import generations as g
 from projections.catalog import TABLES
 from projections.fold import Folded
+from projections.following import SNAPSHOT, not_applied, park_as_live
 from projections.kit import TABLES_VERSION
 from projections.reader import snapshot
-from projections.store import GENERATION, Store
-from schemas.admission import admit
-from schemas.codec import Codec, Unknown
-from schemas.dead_letters import STAGE_APPLY
-from schemas.errors import FatalError, PoisonError
-from schemas.log_record import LogRecord
-from schemas.records import Command
+from projections.store import GENERATION
+from schemas.codec import Codec
+from schemas.errors import FatalError
 from schemas.registry import Registry
 from schemas.topics import EVENTS
 
 from .archive import history_of
+from .catching_up import LAG_RECORDS_MAX, Progress, catch_up, catch_up_whole, events_of, lag_of, positions
 from .spool import Spool
 from .stack import Addresses
 
-#: A generation this near to the live tables may be compared and promoted: about a second of a busy log.
-LAG_RECORDS_MAX = 5_000
-#: Rounds of catching up. Live tables that stay ahead for longer are written faster than a generation follows.
-ROUNDS_MAX = 1_000
 #: Tries to get past readers when the tables change places.
 SWAP_TRIES_MAX = 60
 _SWAP_PAUSE_S = 0.5
-_BATCH_RECORDS = 1_000
 _POLL_S = 0.5
-
-#: Called with (what is being done, done, in all).
-Progress = Callable[[str, int, int], None]
 
 
 class DiffersError(g.GenerationError):
@@ -78,10 +66,10 @@ class Report:
 def listed(at: Addresses) -> list[dict[str, Any]]:
     """A row for each generation; `lag_records` is how far it is behind the live tables."""
     with g.connected(at.postgres) as connection:
-        live = _positions(connection, GENERATION)
+        live = positions(connection, GENERATION)
         rows = []
         for one in g.listed(connection):
-            own = _positions(connection, one.name)
+            own = positions(connection, one.name)
             lag = sum(max(0, live.get(p, 0) - offset) for p, offset in own.items()) if own else None
             rows.append({**asdict(one), "lag_records": lag})
         return rows
@@ -90,7 +78,7 @@ def listed(at: Addresses) -> list[dict[str, Any]]:
 def plan(at: Addresses) -> list[dict[str, Any]]:
     """What a rebuild would read, by partition."""
     with LogReader(at.kafka) as log, g.connected(at.postgres) as connection:
-        live = _positions(connection, GENERATION)
+        live = positions(connection, GENERATION)
         return [
             {"partition": p, "from": b.first, "log_from": b.low, "to": _end(b.end, p, live), "log_to": b.end}
             for p, b in history_of(at, log).bounds().items()
@@ -117,7 +105,7 @@ def rebuild(
             for step in ("positioned", "begun", "hidden"):
                 connection.execute(g.QUERIES[step], place)
         crash_point("rebuild_indexed")
-        _catch_up(at, connection, name, progress)
+        catch_up(at, connection, name, progress)
         crash_point("rebuild_caught_up")
         found = _compare(at, name)
         differing = sum(found.rows.values())
@@ -133,13 +121,13 @@ def promote(at: Addresses, name: str, progress: Progress, *, actor: str, reason:
     with g.connected(at.postgres) as connection, g.sole(connection):
         g.found(connection, name, "ready")
         _same_columns(connection, name)
-        lag = _lag(connection, name)
+        lag = lag_of(connection, name)
         if lag > LAG_RECORDS_MAX:
             raise g.GenerationError(
                 f"{name} is {lag} records behind the live tables, {LAG_RECORDS_MAX} allowed",
                 hint="kintsugi projections rebuild --reason ... goes on with it until it has caught up",
             )
-        _catch_up(at, connection, name, progress)
+        catch_up(at, connection, name, progress)
         found = _compare(at, name)
         differing = sum(found.rows.values())
         if differing and not accept:
@@ -156,7 +144,7 @@ def rollback(at: Addresses, name: str, progress: Progress, *, actor: str, reason
     with g.connected(at.postgres) as connection, g.sole(connection):
         g.found(connection, name, "retired")
         _same_columns(connection, name)
-        _catch_up(at, connection, name, progress)
+        catch_up(at, connection, name, progress)
         return _swap(at, connection, name, actor=actor, reason=reason, progress=progress)
 
 
@@ -176,9 +164,11 @@ def _begin(at: Addresses, connection: g.Connection, *, actor: str, reason: str, 
                 f"{going[-1].name} was begun by another release", hint=f"kintsugi projections drop {going[-1].name}"
             )
         return going[-1].name
-    with LogReader(at.kafka) as log, connection.transaction():
+    with LogReader(at.kafka) as log:
         bounds = history_of(at, log).bounds()
-        live = _positions(connection, GENERATION)
+    with connection.transaction():
+        connection.execute(SNAPSHOT)  # where the live tables stand, and what waits there, are of one moment
+        live = positions(connection, GENERATION)
         cut = {p: b.first for p, b in bounds.items() if b.first > 0}
         if cut and not accept_gap:
             raise g.GenerationError(
@@ -192,8 +182,10 @@ def _begin(at: Addresses, connection: g.Connection, *, actor: str, reason: str, 
         g.create(connection, name)
         _same_columns(connection, name)
         for partition, (first, end) in ranges_of(bounds).items():
-            place = {"name": name, "partition": partition, "first": first, "end": _end(end, partition, live)}
+            until = _end(end, partition, live)
+            place = {"name": name, "partition": partition, "first": first, "end": until}
             connection.execute(g.QUERIES["range"], place)
+            park_as_live(connection, name, partition, 0, until)
     return name
 
 
@@ -211,22 +203,9 @@ def _end(end: int, partition: int, live: Mapping[int, int]) -> int:
     return min(end, live.get(partition, 0)) if live else end
 
 
-def _positions(connection: g.Connection, name: str) -> dict[int, int]:
-    rows = connection.execute(
-        "SELECT log_partition, next_offset FROM positions WHERE generation = %s AND topic = %s AND next_offset >= 0",
-        [name, EVENTS],
-    )
-    return dict(rows.fetchall())
-
-
-def _lag(connection: g.Connection, name: str) -> int:
-    live, own = _positions(connection, GENERATION), _positions(connection, name)
-    return sum(max(0, offset - own.get(p, 0)) for p, offset in live.items())
-
-
 def _fill(at: Addresses, connection: g.Connection, name: str, progress: Progress, processes: int) -> tuple[int, int]:
     """Fill what is not filled yet, several partitions at once; events read and rows written by this call."""
-    if _positions(connection, name):
+    if positions(connection, name):
         return 0, 0  # it was filled before
     ranges = [tuple(row) for row in connection.execute(g.QUERIES["ranges"], {"name": name}).fetchall()]
     ranges.sort(key=lambda r: r[1] - r[2])  # the longest first
@@ -268,12 +247,12 @@ def _partitions(at: Addresses, name: str, ranges: Iterable[tuple[int, int, int]]
             done = {b for (b,) in connection.execute(g.QUERIES["parts"], {"name": name, "partition": partition})}
             with snapshot(at.postgres) as tables:
                 hidden = tables.redactions().get(partition, [])
-                refused = {place for place, stage in tables.dead_letters().items() if stage == STAGE_APPLY}
+            without = not_applied(connection, name, partition)
             with Spool(partition, without=done) as spool:
                 for record in history.read({partition: (first, end)}):
                     spool.add(record)
                 for buckets, records in spool.parts():
-                    found = list(_events(codec, records, refused))
+                    found = list(events_of(codec, records, without))
                     rows += _write(connection, name, filling.fold_part(found, hidden), partition, buckets)
                     events += len(found)
                     crash_point("rebuild_part")
@@ -291,84 +270,20 @@ def _write(connection: g.Connection, name: str, folded: Folded, partition: int, 
         ) from None
 
 
-def _events(codec: Codec, records: Iterable[LogRecord], refused: set[tuple[int, int]]) -> Iterator[Delivered]:
-    """What the projector applied of these records."""
-    inspector = Inspector(keep_states=False)
-    for found in records:
-        if (found.partition, found.offset) in refused:
-            continue
-        try:
-            record = admit(codec, found.key, found.value)
-        except PoisonError:
-            continue
-        if not isinstance(record, Unknown | Command):
-            yield inspector.deliver(record, found.partition, found.offset, found.timestamp_ms * 1000)
-
-
-def _catch_up(at: Addresses, connection: g.Connection, name: str, progress: Progress) -> None:
-    """Apply what the live tables have applied since, until few records are left."""
-    with ExitStack() as stack:
-        codec = Codec(stack.enter_context(Registry(at.registry)))
-        history = history_of(at, stack.enter_context(LogReader(at.kafka)))
-        store = Store(at.postgres, generation=name)
-        stack.callback(store.close)
-        for _ in range(ROUNDS_MAX):
-            begun = _lag(connection, name)
-            _apply_to(at, connection, name, history, codec, store)
-            progress("catching up", max(0, begun - _lag(connection, name)), begun)
-            if _lag(connection, name) <= LAG_RECORDS_MAX:
-                return
-    raise g.GenerationError(f"{name} does not catch up: the live tables are written faster than it follows")
-
-
-def _apply_to(at: Addresses, connection: g.Connection, name: str, history: History, codec: Codec, store: Store) -> None:
-    """Bring every partition to where the live tables stand now."""
-    with snapshot(at.postgres) as tables:
-        ends = tables.positions()
-        refused = {place for place, stage in tables.dead_letters().items() if stage == STAGE_APPLY}
-    own = _positions(connection, name)
-    for partition, end in sorted(ends.items()):
-        start = own.get(partition, 0)
-        if start >= end:
-            continue
-        found = store.claim(partition)
-        at_offset = start if found is None else found
-        batch: list[LogRecord] = []
-        for record in history.read({partition: (at_offset, end)}):
-            batch.append(record)
-            if len(batch) >= _BATCH_RECORDS:
-                at_offset = _apply(store, partition, codec, batch, refused, at_offset, record.offset + 1)
-                batch = []
-        if at_offset < end:
-            _apply(store, partition, codec, batch, refused, at_offset, end)
-        crash_point("rebuild_applied")
-
-
-def _apply(
-    store: Store,
-    partition: int,
-    codec: Codec,
-    batch: Sequence[LogRecord],
-    refused: set[tuple[int, int]],
-    start: int,
-    end: int,
-) -> int:
-    if store.apply(partition, list(_events(codec, batch, refused)), [], start=start, end=end):
-        raise FatalError(f"Postgres refuses a record of partition {partition} that the live tables hold")
-    return end
-
-
 def _compare(at: Addresses, name: str) -> digest.Differences:
-    """Hold a generation against the live tables, at one moment, without the workflows of records between the two."""
+    """Hold a generation against the live tables, at one moment, without the workflows of records between the two, and
+    those parked in one of them."""
     with LogReader(at.kafka) as log, psycopg.connect(at.postgres, options=f"-c search_path={GENERATION}") as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        live, own = _positions(connection, GENERATION), _positions(connection, name)
+        live, own = positions(connection, GENERATION), positions(connection, name)
         if not live:
             return digest.Differences()  # nothing was ever applied to the live tables: there is nothing to lose
         between = {p: (own.get(p, 0), end) for p, end in live.items() if own.get(p, 0) < end}
         keys = {r.key for r in history_of(at, log).read(between) if r.key is not None} if between else set()
-        without = sorted({text for key in keys if (text := _uuid(key)) is not None})
+        place = {"name": name, "topic": EVENTS}
+        parked = {found for (found,) in connection.execute(g.QUERIES["parked_differently"], place).fetchall()}
+        without = sorted(parked | {text for key in keys if (text := _uuid(key)) is not None})
         return digest.differences(connection, GENERATION, name, TABLES, leaving_out=without)
 
 
@@ -386,11 +301,11 @@ def _uuid(key: bytes) -> str | None:
 def _swap(at: Addresses, connection: g.Connection, name: str, *, actor: str, reason: str, progress: Progress) -> str:
     """Hold live writers, apply the last records, change places. Tried again while readers are in the way."""
     for number in range(SWAP_TRIES_MAX):
-        _catch_up(at, connection, name, progress)
+        catch_up(at, connection, name, progress)
         try:
             with connection.transaction():
                 g.close_gate(connection)
-                _catch_up_whole(at, name)
+                catch_up_whole(at, name)
                 retired = g.swap(connection, name, state="promoted", actor=actor, reason=reason)
                 crash_point("rebuild_swapped")
             return retired
@@ -398,14 +313,3 @@ def _swap(at: Addresses, connection: g.Connection, name: str, *, actor: str, rea
             progress("waits for readers", number, SWAP_TRIES_MAX)
             time.sleep(_SWAP_PAUSE_S)
     raise g.SwapTimeoutError("readers held the tables all the time", hint="end long transactions, then try again")
-
-
-def _catch_up_whole(at: Addresses, name: str) -> None:
-    """To exactly where the live tables stand, whose writers wait meanwhile."""
-    with ExitStack() as stack:
-        connection = stack.enter_context(g.connected(at.postgres))
-        codec = Codec(stack.enter_context(Registry(at.registry)))
-        history = history_of(at, stack.enter_context(LogReader(at.kafka)))
-        store = Store(at.postgres, generation=name)
-        stack.callback(store.close)
-        _apply_to(at, connection, name, history, codec, store)

@@ -36,15 +36,19 @@ def fold_part(events: Iterable[Delivered], hidden: Sequence[tuple[int, Sequence[
     folded = Folded(TABLES)
     places = [(offset, Redaction(paths)) for offset, paths in hidden]
     for event in events:
-        if places:
-            redaction = NOTHING
-            for offset, found in places:
-                if offset <= event.offset:
-                    redaction = found
-            event = redacted((event,), redaction)[0]
-        folded.remove(event)
-        folded.add(event)
+        shown = hidden_from(event, places) if places else event
+        folded.remove(shown)
+        folded.add(shown)
     return folded
+
+
+def hidden_from(event: Delivered, places: Sequence[tuple[int, Redaction]]) -> Delivered:
+    """An event without what is hidden at its place; `places`: from which offsets on what is, in order."""
+    redaction = NOTHING
+    for offset, found in places:
+        if offset <= event.offset:
+            redaction = found
+    return redacted((event,), redaction)[0]
 
 
 def write_part(connection: Connection, generation: str, folded: Folded, partition: int, buckets: Sequence[int]) -> int:

@@ -29,6 +29,8 @@ from .store import CONNECT_TIMEOUT_S, GATE, GENERATION
 RUN_LOCK = 0x6B67656E
 #: How long a promotion waits for readers of the tables before it lets those behind it pass, and tries again.
 SWAP_LOCK_TIMEOUT_MS = 500
+#: What belongs to a generation and is kept in tables that never move.
+_KEPT_BY_NAME = ("positions", "beginnings", "redactions", "ranges", "parts", "parked_workflows", "parked_events")
 NAMES = [table.name for table in TABLES]
 
 QUERIES = blocks("projections", "generations.sql")
@@ -189,9 +191,13 @@ def swap(connection: Connection, name: str, *, state: str, actor: str, reason: s
         )
     connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(name)))
     place = {"name": name, "retired": retired, "topic": EVENTS}
+    if connection.execute(QUERIES["parked_differently"], place).fetchone() is not None:
+        raise GenerationError(f"other events wait in {name} than in the live tables", hint=f"drop {name}, and rebuild")
     for step in ("positions", "beginnings", "redactions"):
         connection.execute(QUERIES[f"kept_{step}"], place)
         connection.execute(QUERIES[f"live_{step}"], place)
+    for step in ("parked_workflows", "parked_events"):
+        connection.execute(QUERIES[f"kept_{step}"], place)
     connection.execute(QUERIES["forget_positions"], place)
     connection.execute(QUERIES["state"], {"name": name, "state": state, "differing": None})
     return retired
@@ -206,6 +212,6 @@ def close_gate(connection: Connection) -> None:
 def forget(connection: Connection, name: str) -> None:
     """Drop a generation with all its rows; its line in the list stays."""
     connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
-    for step in ("positions", "beginnings", "redactions", "ranges", "parts"):
+    for step in _KEPT_BY_NAME:
         connection.execute(QUERIES[f"forget_{step}"], {"name": name})
     connection.execute(QUERIES["state"], {"name": name, "state": "dropped", "differing": None})

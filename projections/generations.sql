@@ -105,3 +105,93 @@ FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid =
 JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
   AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND v.oid <> c.oid
+
+-- name: parked_workflows_as_live
+-- Those of a generation: of the live ones, those of whose events the generation keeps some.
+INSERT INTO parked_workflows
+  (generation, topic, log_partition, workflow_id, first_offset, reason, detail, retries, parked_at)
+SELECT %(name)s, topic, log_partition, workflow_id, first_offset, reason, detail, retries, parked_at
+FROM parked_workflows w
+WHERE w.generation = 'kintsugi' AND w.topic = %(topic)s AND w.log_partition = %(partition)s
+  AND EXISTS (SELECT FROM parked_events e WHERE e.generation = %(name)s AND e.topic = w.topic
+              AND e.log_partition = w.log_partition AND e.workflow_id = w.workflow_id)
+
+-- name: parked_events_as_live
+INSERT INTO parked_events
+  (generation, topic, log_partition, log_offset, workflow_id, record_type, record_key, record_value, headers, created_at)
+SELECT %(name)s, topic, log_partition, log_offset, workflow_id, record_type, record_key, record_value, headers, created_at
+FROM parked_events
+WHERE generation = 'kintsugi' AND topic = %(topic)s AND log_partition = %(partition)s
+  AND log_offset >= %(start)s AND log_offset < %(end)s
+
+-- name: unpark_workflows
+DELETE FROM parked_workflows WHERE generation = %(name)s AND topic = %(topic)s AND log_partition = %(partition)s
+
+-- name: unpark_events
+DELETE FROM parked_events WHERE generation = %(name)s AND topic = %(topic)s AND log_partition = %(partition)s
+  AND log_offset >= %(start)s
+
+-- name: unpark_applied
+-- What waited here and does not with the live tables any more.
+DELETE FROM parked_events p
+WHERE generation = %(name)s AND topic = %(topic)s AND log_partition = %(partition)s
+  AND NOT EXISTS (SELECT FROM parked_events l WHERE l.generation = 'kintsugi' AND l.topic = p.topic
+                  AND l.log_partition = p.log_partition AND l.log_offset = p.log_offset)
+
+-- name: applied_since
+-- What waited here, and the live tables have applied: neither does it wait there, nor was it set aside.
+SELECT workflow_id::text, log_offset, record_type, record_key, record_value,
+       (extract(epoch FROM created_at) * 1000000)::bigint
+FROM parked_events p
+WHERE generation = %(name)s AND topic = %(topic)s AND log_partition = %(partition)s AND log_offset < %(start)s
+  AND NOT EXISTS (SELECT FROM parked_events l WHERE l.generation = 'kintsugi' AND l.topic = p.topic
+                  AND l.log_partition = p.log_partition AND l.log_offset = p.log_offset)
+  AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.topic = p.topic AND d.log_partition = p.log_partition
+                  AND d.log_offset = p.log_offset AND d.stage = %(stage)s)
+ORDER BY workflow_id, log_offset
+
+-- name: not_applied
+SELECT log_offset FROM parked_events
+WHERE generation = %(name)s AND topic = %(topic)s AND log_partition = %(partition)s
+UNION ALL
+SELECT log_offset FROM dead_letters WHERE topic = %(topic)s AND log_partition = %(partition)s AND stage = %(stage)s
+
+-- name: parking
+-- Partitions in which something waits.
+SELECT DISTINCT log_partition FROM parked_events WHERE generation = %(name)s AND topic = %(topic)s
+
+-- name: parked_differently
+SELECT DISTINCT workflow_id::text FROM (
+  SELECT workflow_id FROM parked_events
+  WHERE generation IN ('kintsugi', %(name)s) AND topic = %(topic)s
+  GROUP BY workflow_id, log_partition, log_offset HAVING count(*) = 1) x
+
+-- name: both_places
+-- Next offset of the generation and of the live tables.
+SELECT coalesce((SELECT next_offset FROM positions WHERE generation = %(name)s AND topic = %(topic)s
+                 AND log_partition = %(partition)s), 0),
+       coalesce((SELECT next_offset FROM positions WHERE generation = 'kintsugi' AND topic = %(topic)s
+                 AND log_partition = %(partition)s), 0)
+
+-- name: hidden_since
+INSERT INTO redactions (generation, topic, log_partition, first_offset, paths)
+SELECT %(name)s, topic, log_partition, first_offset, paths FROM redactions
+WHERE generation = 'kintsugi' AND topic = %(topic)s AND log_partition = %(partition)s
+ON CONFLICT (generation, topic, log_partition, first_offset) DO UPDATE SET paths = EXCLUDED.paths
+
+-- name: hidden_places
+SELECT first_offset, paths FROM redactions
+WHERE generation = %(name)s AND topic = %(topic)s AND log_partition = %(partition)s ORDER BY first_offset
+
+-- name: kept_parked_workflows
+-- What waits is the same on both sides when they change places.
+UPDATE parked_workflows SET generation = %(retired)s WHERE generation = %(name)s
+
+-- name: kept_parked_events
+UPDATE parked_events SET generation = %(retired)s WHERE generation = %(name)s
+
+-- name: forget_parked_workflows
+DELETE FROM parked_workflows WHERE generation = %(name)s
+
+-- name: forget_parked_events
+DELETE FROM parked_events WHERE generation = %(name)s

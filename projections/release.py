@@ -89,7 +89,7 @@ class Releasing(Store):
             connection.execute(
                 SQL["set_aside"], {**place, "last": passed[-1][0], "stage": STAGE_APPLY, "detail": why[:1000]}
             )
-        readable, unread = _read_all(place, rows[len(passed) :], read)
+        readable, unread = read_all(place, rows[len(passed) :], read)
         hidden = connection.execute(SQL["hidden"], place).fetchone()
         events = redacted(readable, Redaction(tuple(hidden[0]) if hidden else ()))
         applied, failed = self._apply_first(connection, events)
@@ -136,7 +136,7 @@ class Releasing(Store):
                 connection.execute(statement, parameters[name])
 
 
-def _read_all(
+def read_all(
     place: dict[str, Any], rows: Sequence[tuple[Any, ...]], read: Read
 ) -> tuple[list[Delivered], tuple[str, str]]:
     """The events up to the first that cannot be read, and (reason, detail) of that one."""

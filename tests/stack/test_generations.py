@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -17,16 +18,25 @@ from consumers.crash import REBUILD_POINTS
 from engine.policy import default_policy
 from ops.stack import Addresses
 from ops.verify import verify
+from schemas.records.events import WorkflowCompleted
 
 from .cli import Cli
-from .kit import Role, Topics, wait_for
+from .database import own_database
+from .kit import Role, Topics, build, failing, wait_for
 from .test_projector_role import healthy, query, status_of
 
-Start = Callable[..., Role]
 WHY = ("--reason", "a test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def own(addresses: Addresses) -> Iterator[Addresses]:
+    """The stack, with a database that these tests share: each leaves sound tables behind, and the next one builds on
+    them."""
+    with own_database(addresses.postgres) as url:
+        yield replace(addresses, postgres=url)
+
+
+@pytest.fixture(scope="module")
 def environment(own: Addresses) -> dict[str, str]:
     return {**os.environ, **own.environment()}
 
@@ -36,15 +46,26 @@ def cli(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pyt
     return Cli(environment, monkeypatch, capfd)
 
 
-@pytest.fixture
-def live(topics: Topics, own: Addresses, start: Start) -> Role:
-    """A projector that has applied the whole log."""
+@pytest.fixture(scope="module")
+def live(
+    addresses: Addresses, own: Addresses, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Role]:
+    """A projector that has applied the whole log, and runs through all tests."""
+    topics = Topics(addresses)
     workflow_id = str(uuid.uuid4())
     topics.put(*healthy(workflow_id))
-    role = start("projector")
+    topics.registry.close()
+    folder = tmp_path_factory.mktemp("projector")
+    objects = {**environment, "KINTSUGI_OBJECTS": (folder / "objects").as_uri()}
+    role = Role("projector", objects, folder / "projector.log", "--group", f"test-{workflow_id}")
     wait_for("the workflow", lambda: status_of(own, workflow_id) == "completed", 120)
-    wait_for("no lag", lambda: role.metric("kintsugi_consumer_lag_records") == 0)
-    return role
+    settled(role)
+    yield role
+    assert role.stop() == 0
+
+
+def settled(live: Role) -> None:
+    wait_for("no lag", lambda: live.metric("kintsugi_consumer_lag_records") == 0)
 
 
 class Reader:
@@ -101,6 +122,20 @@ class Writer:
             self.ids.append(workflow_id)
 
 
+def states(cli: Cli) -> list[str]:
+    return [row["state"] for row in cli("projections", "list", "--output", "json").json]
+
+
+def poisoned(topics: Topics) -> str:
+    """A workflow whose error the live tables do not take while `refusing` holds."""
+    workflow_id = str(uuid.uuid4())
+    *before, error = failing(workflow_id)
+    told = ("error_id", "step_id", "step_run_id", "error_code", "detected_by")
+    poison = build(type(error), workflow_id, **{n: getattr(error, n) for n in told}, error_message="poison")
+    topics.put(*before, poison, build(WorkflowCompleted, workflow_id))
+    return workflow_id
+
+
 def sound(own: Addresses) -> None:
     report = verify(own, default_policy(), lambda what, done, total: None, only="tables")
     assert report.sound, report
@@ -131,13 +166,48 @@ def test_a_generation_is_promoted_and_rolled_back_under_readers_and_writers(
     assert reader.wrong == []
     assert reader.reads > 100
     wait_for("all", lambda: all(status_of(own, i) == "completed" for i in writer.ids))
-    wait_for("no lag", lambda: live.metric("kintsugi_consumer_lag_records") == 0)
-    assert live.stop() == 0
+    settled(live)
     sound(own)
     assert cli("projections", "drop", back.json["retired"], *WHY).code == 0
-    states = {r["name"]: r["state"] for r in cli("projections", "list", "--output", "json").json}
-    assert states[back.json["retired"]] == "dropped"
+    found = {r["name"]: r["state"] for r in cli("projections", "list", "--output", "json").json}
+    assert found[back.json["retired"]] == "dropped"
     assert not query(own, "SELECT 1 FROM pg_namespace WHERE nspname = %s", back.json["retired"])
+
+
+def test_what_is_parked_stays_parked_and_what_is_let_go_is_followed(
+    topics: Topics, own: Addresses, live: Role, cli: Cli
+) -> None:
+    with psycopg.connect(own.postgres, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE kintsugi.workflow_errors ADD CONSTRAINT no_poison CHECK (error_message <> 'poison') NOT VALID"
+        )
+        retried, discarded, left = (poisoned(topics) for _ in range(3))
+        wait_for("three that wait", lambda: live.metric("kintsugi_parked_workflows") == 3)
+        built = cli("projections", "rebuild", *WHY, "--output", "json")
+        assert (built.code, built.json["differing"]) == (0, 0), built.err
+        connection.execute("ALTER TABLE kintsugi.workflow_errors DROP CONSTRAINT no_poison")
+    assert cli("dlq", "retry", retried, *WHY).code == 0
+    assert cli("dlq", "discard", discarded, *WHY).code == 0
+    late = build(WorkflowCompleted, left)
+    topics.put(late, *healthy(str(uuid.uuid4())))
+    settled(live)
+    name = built.json["name"]
+    promoted = cli("projections", "promote", name, *WHY, "--output", "json")
+    assert promoted.code == 0, promoted.err
+    sound(own)
+    assert [status_of(own, i) for i in (retried, discarded, left)] == ["completed", "completed", "running"]
+    waiting = cli("dlq", "list", "--output", "json").json
+    assert [(row["workflow_id"], row["events"]) for row in waiting] == [(left, 3)]
+    assert cli("dlq", "retry", left, *WHY).code == 0
+    assert status_of(own, left) == "completed"
+    sound(own)
+    back = cli("projections", "rollback", promoted.json["retired"], *WHY, "--output", "json")
+    assert back.code == 0, back.err
+    assert [status_of(own, i) for i in (retried, discarded, left)] == ["completed"] * 3
+    assert query(own, "SELECT count(*) FROM parked_events WHERE generation = 'kintsugi'") == [(0,)]
+    sound(own)
+    assert cli("projections", "drop", back.json["retired"], *WHY).code == 0
+    assert query(own, "SELECT count(*) FROM parked_events") == [(0,)]
 
 
 def test_killed_at_any_point_the_same_command_goes_on(
@@ -156,28 +226,29 @@ def test_killed_at_any_point_the_same_command_goes_on(
     for point in REBUILD_POINTS[:4]:
         killed(point, "rebuild")
     topics.put(*healthy(str(uuid.uuid4())))
-    wait_for("no lag", lambda: live.metric("kintsugi_consumer_lag_records") == 0)
+    settled(live)
     for point in REBUILD_POINTS[4:6]:
         killed(point, "rebuild")
     built = cli("projections", "rebuild", *WHY, "--output", "json")
     assert built.code == 0, built.err
-    assert [r["state"] for r in cli("projections", "list", "--output", "json").json] == ["ready"], "one, not seven"
+    assert states(cli).count("ready") == 1, "one, not seven"
     killed("rebuild_swapped", "promote", built.json["name"])
     assert cli("projections", "promote", built.json["name"], *WHY).code == 0
-    assert live.stop() == 0
     sound(own)
 
 
 def test_what_differs_is_told_by_row_and_not_promoted(own: Addresses, live: Role, cli: Cli) -> None:
-    assert live.stop() == 0
     with psycopg.connect(own.postgres) as connection:
-        row = connection.execute("UPDATE kintsugi.workflows SET status = 'failed' RETURNING id::text").fetchone()
-    assert row is not None
+        changed = connection.execute(
+            "UPDATE kintsugi.workflows SET status = 'failed' WHERE id = (SELECT id FROM kintsugi.workflows"
+            " WHERE status = 'completed' LIMIT 1) RETURNING id::text"
+        ).fetchone()
+    assert changed is not None
     built = cli("projections", "rebuild", *WHY, "--output", "json")
     assert built.code == 6
     refused = cli("projections", "promote", built.json["name"], *WHY, "--output", "json")
     assert refused.code == 6
-    assert {(d["table"], d["column"]) for d in refused.json} == {("workflows", "status")}
+    assert [(d["table"], d["key"], d["column"]) for d in refused.json] == [("workflows", changed[0], "status")]
     assert "differ from the live tables" in refused.err
     done = cli("projections", "promote", built.json["name"], *WHY, "--accept-differences")
     assert done.code == 0, done.err
@@ -193,6 +264,6 @@ def test_what_stands_in_the_way_is_said(own: Addresses, live: Role, cli: Cli) ->
         connection.execute("ALTER TABLE kintsugi.workflow_errors ADD COLUMN mine integer")
         altered = cli("projections", "rebuild", *WHY)
         assert (altered.code, "workflow_errors.mine: integer" in altered.err) == (4, True)
-    assert cli("projections", "list", "--output", "json").json == []
-    assert cli("projections", "promote", "kintsugi_g9", *WHY).code == 4
-    assert live.stop() == 0
+        connection.execute("ALTER TABLE kintsugi.workflow_errors DROP COLUMN mine")
+    assert "loading" not in states(cli)
+    assert cli("projections", "promote", "kintsugi_g9999", *WHY).code == 4
