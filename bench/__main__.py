@@ -35,6 +35,7 @@ NAMES = (
     "checkpoint",
     "restore",
     "projection",
+    "rebuild",
     "peers",
     "scrub",
 )
