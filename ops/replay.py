@@ -30,16 +30,15 @@ from schemas.errors import PoisonError
 from schemas.keystore import keys_optional, open_keystore
 from schemas.log_record import LogRecord
 from schemas.records import Command
-from schemas.records.events import RecoveryDecided
 from schemas.registry import Registry
 from schemas.topics import EVENTS
 
 from .archive import history_of
-from .replay_compare import WRONG, Compared
+from .replay_compare import WRONG
 from .replay_engine import Engine
 from .replay_inject import Injection, inject
 from .replay_range import Range, ReplayError
-from .replay_shown import Shown, at, effect, engine_state
+from .replay_shown import Shown, at, decision, difference, effect, engine_state
 from .stack import Addresses
 
 #: Records of one partition that are in memory at once where engine and log must be held against each other: about 2 GB.
@@ -78,7 +77,7 @@ class Tally:
     before: int = 0
     set_aside: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
-    #: Table to (rows made, rows changed).
+    #: Table to (rows made, times that a row was made or changed).
     tables: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -112,6 +111,9 @@ class Replay:
         self._shown = shown
         self._look = look
         self._folded = Folded(TABLES)
+        self._removing = {kind for table in TABLES for kind in table.removes}
+        #: By table: how many rows it has.
+        self._sizes = {table.name: 0 for table in TABLES}
         self._engines: list[Engine] = []
         self._brought: dict[str, Any] = {}
         self._control: dict[bytes, bool] = {}
@@ -131,6 +133,7 @@ class Replay:
             range_.partition,
             self._ran_with,
             whole=range_.whole,
+            gap_end=range_.gap_end,
             own=own,
             fixed=self._policy,
             injections=self._injections,
@@ -142,8 +145,8 @@ class Replay:
             engine.before(before.text, before.sequence)
         for event in self._events(self._records(range_.partition, range_.first, range_.start, moved)):
             self.tally.before += 1
-            self._folded.remove(event)
-            self._folded.add(event)
+            self._remove(event)
+            self._add(event)
             engine.warm(event)
             if self._look is not None:
                 self._bring(event)
@@ -160,12 +163,21 @@ class Replay:
         self._done += range_.end - range_.first
 
     def _records(self, partition: int, start: int, end: int, moved: Callable[[int], None]) -> Iterator[LogRecord]:
-        gaps: list[Gap] = []
-        on_gap = gaps.append if self._plan.accept_gap else None
+        on_gap = self._known_gap if self._plan.accept_gap else None
         for number, record in enumerate(self._history.read({partition: (start, end)}, on_gap=on_gap)):
             if number % 5_000 == 0:
                 moved(self._done + number)
             yield record
+
+    def _known_gap(self, gap: Gap) -> None:
+        for known in self._plan.missing:
+            if known.partition == gap.partition and known.first <= gap.first and gap.next <= known.next:
+                return
+        raise ReplayError(
+            "missing",
+            f"partition {gap.partition}: offsets {gap.first} to {gap.next - 1} went missing meanwhile: {gap.reason}",
+            hint="run it again",
+        )
 
     def _changed(self, records: Iterator[LogRecord]) -> Iterator[Delivered]:
         found: list[LogRecord] = []
@@ -221,15 +233,28 @@ class Replay:
 
     def _watch(self, event: Delivered, effects: Sequence[Effect]) -> None:
         """Each event of the range, when the engine has folded it."""
-        self._folded.remove(event)
-        tables = self.tally.tables
-        rows = self._folded.rows
-        for name, changed in self._folded.add(event).items():
-            counted = tables[name]
-            counted[1] += len(changed)
-            counted[0] = len(rows[name])
+        self._remove(event)
+        for name, made, changed in self._add(event):
+            counted = self.tally.tables[name]
+            counted[0] += made
+            counted[1] += changed
         if self._look is not None:
             self._step(event, effects)
+
+    def _remove(self, event: Delivered) -> None:
+        if type(event.record) in self._removing:
+            self._folded.remove(event)
+            self._sizes = {name: len(rows) for name, rows in self._folded.rows.items()}
+
+    def _add(self, event: Delivered) -> list[tuple[str, int, int]]:
+        """By table: rows made, and rows made or changed."""
+        rows, sizes = self._folded.rows, self._sizes
+        counted = []
+        for name, changed in self._folded.add(event).items():
+            size = len(rows[name])
+            counted.append((name, size - sizes[name], len(changed)))
+            sizes[name] = size
+        return counted
 
     def _step(self, event: Delivered, effects: Sequence[Effect]) -> None:
         assert self._look is not None
@@ -280,9 +305,9 @@ class Replay:
             "left_out": sum(e.left_out for e in self._engines),
             "verdicts": dict(sorted(counts.items())),
             "agrees": not any(counts[verdict] for verdict in WRONG),
-            "decisions": [_decision(d) for c in compared for d in sorted(c.decisions, key=lambda d: d.offset)],
+            "decisions": [decision(d) for c in compared for d in sorted(c.decisions, key=lambda d: d.offset)],
             "differences": [
-                _difference(d)
+                difference(d)
                 for c in compared
                 for d in sorted(c.differences, key=lambda d: d.offset)
                 if d.verdict in (*WRONG, "unproven")
@@ -337,45 +362,6 @@ def _moved(event: Delivered, place: tuple[int, int]) -> Delivered:
     if place[0] == event.offset:
         return event
     return Delivered(event.record, event.partition, place[0], place[1], event.rejection, event.state, event.unreadable)
-
-
-def _decision(found: Compared) -> dict[str, Any]:
-    d = found.record
-    assert isinstance(d, RecoveryDecided)
-    shown = {
-        "place": f"{found.partition}:{found.offset}",
-        "at": at(found.timestamp_us),
-        "workflow_id": d.workflow_id,
-        "error_id": d.error_id,
-        "attempt": d.attempt_number,
-        "error_type": d.error_type,
-        "step_id": d.step_id,
-        "strategy": d.strategy,
-        "rung": d.rung,
-        "command": d.command_type,
-        "wait_ms": d.execute_after_ms,
-        "checkpoint_id": d.checkpoint_id,
-        "policy_version": d.policy_version,
-        "rule": d.rule,
-        "verdict": found.verdict,
-    }
-    return {**shown, "recorded": {name: before for name, (before, _) in sorted(found.fields.items())}}
-
-
-def _difference(found: Compared) -> dict[str, Any]:
-    return {
-        "verdict": found.verdict,
-        "place": f"{found.partition}:{found.offset}",
-        "at": at(found.timestamp_us),
-        "record": type(found.record).__name__,
-        "event_id": found.record.event_id,
-        "workflow_id": found.record.workflow_id,
-        "fields": {name: {"recorded": _text(b), "now": _text(n)} for name, (b, n) in sorted(found.fields.items())},
-    }
-
-
-def _text(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
 def _without(value: Any, name: str) -> dict[str, Any]:

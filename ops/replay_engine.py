@@ -57,12 +57,14 @@ class Engine:
         policy: Policy,
         *,
         whole: bool,
+        gap_end: int = 0,
         own: bool = False,
         fixed: Policy | None = None,
         injections: Sequence[Injection] = (),
         watch: Watch | None = None,
     ) -> None:
-        """`fixed`: the policy that decides, whatever the log says was in force. `whole`: folding begins at 0."""
+        """`fixed`: the policy that decides, whatever the log says was in force. `whole`: folding begins at 0.
+        `gap_end`: before it, records are missing."""
         self.partition = partition
         self.memory = Memory(partition, fixed or policy, effects_from=0, next_offset=0)
         self.compared = Comparison(partition)
@@ -72,6 +74,7 @@ class Engine:
         #: Records of services that a failing command took with it, and facts that do not follow any more.
         self.left_out = 0
         self._whole = whole
+        self._gap_end = gap_end
         self._own = own
         self._fixed = fixed
         self._watch = watch
@@ -133,7 +136,7 @@ class Engine:
         if self._whole:
             return True
         state = self.memory.states.get(workflow_id)
-        return state is not None and state.started_offset >= 0
+        return state is not None and state.started_offset >= self._gap_end
 
     def _fold(self, event: Delivered, *, inside: bool = True) -> tuple[Effect, ...]:
         memory, record = self.memory, event.record

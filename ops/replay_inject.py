@@ -34,6 +34,7 @@ DELAY_RECORDS_MAX = 100_000
 PRODUCER = "kintsugi-replay"
 _SPEC = re.compile(r"(?P<kind>[a-z]+)@(?P<target>[^,]+)(?:,(?P<options>.*))?", re.DOTALL)
 _AT = re.compile(r"(\d{1,9}):(\d{1,18})")
+_COUNT = re.compile(r"\d{1,6}")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _OPTIONS: dict[str, frozenset[str] | None] = {
     "drop": frozenset(),
@@ -93,7 +94,7 @@ def parse(text: str) -> Injection:
     elif at is None:
         raise ReplayError("inject", f"{text!r:.100}: {target!r:.40} is no PARTITION:OFFSET", hint=_FORMS)
     if kind == "delay" and not (
-        options.get("records", "").isdecimal() and 1 <= int(options["records"]) <= DELAY_RECORDS_MAX
+        _COUNT.fullmatch(options.get("records", "")) and 1 <= int(options["records"]) <= DELAY_RECORDS_MAX
     ):
         raise ReplayError("inject", f"{text!r:.100}: by how many records?", hint="delay@0:1210,records=5")
     if kind == "replace" and not options:
@@ -127,11 +128,12 @@ def inject(records: Sequence[LogRecord], injections: Sequence[Injection], codec:
     for injection in injections:
         if injection.place is None or injection.kind == "kill":
             continue
-        number = next((n for n, i in enumerate(items) if i.record.offset == injection.place[1]), -1)
-        if number < 0:
-            if records and records[0].partition == injection.place[0]:
-                raise ReplayError("inject", f"{injection.text}: there is no record at {injection.target}")
+        partition, offset = injection.place
+        if not records or records[0].partition != partition:
             continue
+        number = next((n for n, i in enumerate(items) if i.record.offset == offset), -1)
+        if number < 0:
+            raise ReplayError("inject", f"{injection.text}: there is no record at {injection.target}")
         injection.applied += 1
         if injection.kind == "drop":
             del items[number]
@@ -174,7 +176,7 @@ def _replaced(record: LogRecord, injection: Injection, codec: Codec) -> LogRecor
         admit(codec, record.key, value)
     except PoisonError as error:
         raise ReplayError("inject", f"{injection.text}: the record cannot be read: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # of the encoder, which is generated
         if isinstance(error, KintsugiError):
             raise
         raise ReplayError("inject", f"{injection.text}: the schema does not allow it: {error}"[:500]) from error

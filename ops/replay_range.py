@@ -44,17 +44,21 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Records of one partition from `start` up to `end`. What lies from `first` on is folded before, for the state."""
+    """Records of one partition from `start` up to `end`. What lies from `first` on is folded before, for the state.
+
+    `gap_end`: where the last part of it that is missing ends; 0 when nothing is.
+    """
 
     partition: int
     first: int
     start: int
     end: int
+    gap_end: int = 0
 
     @property
     def whole(self) -> bool:
         """Whether every workflow in it is known from its beginning."""
-        return self.first == 0
+        return self.first == 0 and self.gap_end == 0
 
     def document(self) -> dict[str, Any]:
         """As plain values."""
@@ -75,7 +79,8 @@ def parse_place(text: str) -> Place:
         raise ReplayError("spec", f"{match['time']!r:.60} is no time", hint=_FORMS) from None
     if moment.tzinfo is None:
         raise ReplayError("spec", f"{match['time']!r:.60} names no time zone", hint="end it with Z for UTC")
-    return Place(text=text, partition=partition, time_ms=int(moment.timestamp() * 1000))
+    # Kafka takes times below zero for other questions: -1 asks for the end.
+    return Place(text=text, partition=partition, time_ms=max(0, int(moment.timestamp() * 1000)))
 
 
 def check_topic(topic: str) -> None:
@@ -97,11 +102,19 @@ class Resolver:
     ) -> tuple[list[Range], list[Gap]]:
         """The ranges in order of partitions, and what is missing of them. ReplayError says what is wrong."""
         begin, stop = self._by_partition(starts), self._by_partition(ends)
+        unbegun = next((p for n, p in stop.items() if begin and n not in begin and p.partition is not None), None)
+        if unbegun is not None:
+            raise ReplayError(
+                "spec",
+                f"{unbegun.text}: the range begins in other partitions",
+                hint=f"--from {unbegun.partition}:OFFSET",
+            )
         chosen = set(begin) | (set(stop) if not begin else set())
         found: list[Range] = []
         gaps: list[Gap] = []
         for partition in sorted(chosen or self._bounds):
             bounds = self._bounds[partition]
+            check_times(begin.get(partition), stop.get(partition))
             end = self._offset(stop.get(partition), partition, bounds.end)
             start = self._offset(begin.get(partition), partition, bounds.first)
             given_by_time = any(p is not None and p.offset is None for p in (begin.get(partition), stop.get(partition)))
@@ -111,7 +124,8 @@ class Resolver:
             missing = self._missing(partition, start, end, bounds)
             gaps += missing
             first = start if cold or missing else min(start, bounds.first)
-            found.append(Range(partition=partition, first=first, start=start, end=end))
+            gap_end = max((g.next for g in missing), default=0)
+            found.append(Range(partition=partition, first=first, start=start, end=end, gap_end=gap_end))
         if not found:
             raise ReplayError("empty", "no partition holds a record in this range", hint="kintsugi archive status")
         if gaps and not accept_gap:
@@ -157,16 +171,23 @@ class Resolver:
         begin, end = 0, len(files)
         while begin < end:  # broker times never run backwards within a partition
             middle = (begin + end) // 2
-            info = self._archive.info(partition, files[middle])
-            if info is None or info.last_timestamp_ms is None or info.last_timestamp_ms < time_ms:
+            number, last_ms = middle, self._last_ms(partition, files[middle])
+            while last_ms is None and number > begin:  # a gap has no times: the file before it tells
+                number -= 1
+                last_ms = self._last_ms(partition, files[number])
+            if last_ms is None or last_ms < time_ms:
                 begin = middle + 1
             else:
-                end = middle
+                end = number
         if begin == len(files):
             return None
         file = self._archive.file(partition, files[begin])
         records = () if file is None else file.records(files[begin])
         return next((r.offset for r in records if r.timestamp_ms >= time_ms and r.offset < low), None)
+
+    def _last_ms(self, partition: int, first: int) -> int | None:
+        info = None if self._archive is None else self._archive.info(partition, first)
+        return None if info is None else info.last_timestamp_ms
 
     def _missing(self, partition: int, start: int, end: int, bounds: Bounds) -> list[Gap]:
         if start >= bounds.first:
@@ -177,11 +198,25 @@ class Resolver:
         return gaps
 
 
+def check_times(start: Place | None, end: Place | None) -> None:
+    """ReplayError for times that run backwards, also where no record lies between them."""
+    if start is None or end is None or start.time_ms is None or end.time_ms is None:
+        return
+    if start.time_ms > end.time_ms:
+        raise ReplayError("reversed", f"{start.text} is later than {end.text}", hint="swap the two")
+
+
 def check(partition: int, start: int, end: int, bounds: Bounds) -> None:
     """ReplayError for a range that holds nothing, runs backwards, or reaches beyond what there is."""
     if start == end:
         raise ReplayError(
             "empty", f"partition {partition}: the range from {start} to {end} is empty", hint="--to is not included"
+        )
+    if start > bounds.end:
+        raise ReplayError(
+            "beyond_end",
+            f"partition {partition} ends at {bounds.end}: the range from {start} begins beyond it",
+            hint="kintsugi archive status",
         )
     if start > end:
         raise ReplayError(

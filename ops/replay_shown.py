@@ -18,10 +18,11 @@ from engine.events import Delivered
 from engine.state import PENDING, WorkflowState
 from projections.values import json_text, rejection_of, state_text
 from schemas.records import Record
-from schemas.records.events import CheckpointCreated, StatePersisted, StateRestored
+from schemas.records.events import CheckpointCreated, RecoveryDecided, StatePersisted, StateRestored
 from schemas.redaction import Redaction
 
 from .hidden import Hidden
+from .replay_compare import Compared
 
 #: A text of a service's making, such as a stack trace, beyond which it is cut.
 TEXT_CHARS_MAX = 4_000
@@ -30,6 +31,8 @@ _STEP_STATUSES = ("pending", "running", "completed", "failed", "skipped", "compe
 _JSON = frozenset({"context", "metadata", "config", "results", "result"})
 _BYTES = frozenset({"state", "sealed"})
 _CUT = "cut"
+#: orjson writes 254 levels; a document has fewer than the latter around a value of a service.
+_DEPTH_SURE, _DEPTH_AROUND = 200, 32
 
 
 def at(timestamp_us: int) -> str:
@@ -41,10 +44,23 @@ def at(timestamp_us: int) -> str:
 def cut(value: Any, size_bytes_max: int) -> Any:
     """The value, or the beginning of its JSON with a word that it is only that."""
     data = orjson.dumps(value)
-    if len(data) <= size_bytes_max:
+    if len(data) <= size_bytes_max and _fits(value, data):
         return value
     text = data[:size_bytes_max].decode("utf-8", "ignore")
     return {"$kintsugi": _CUT, "size_bytes": len(data), "text": text}
+
+
+def _fits(value: Any, data: bytes) -> bool:
+    """Whether a document can hold it: what is nested deeper is refused by the writer of JSON."""
+    if data.count(b"[") + data.count(b"{") <= _DEPTH_SURE:
+        return True
+    for _ in range(_DEPTH_AROUND):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 class Shown:
@@ -137,6 +153,47 @@ def effect(found: Effect) -> dict[str, Any]:
         if value is not None:
             shown[name] = _plain(value)
     return shown
+
+
+def decision(found: Compared) -> dict[str, Any]:
+    """A decision with its verdict."""
+    d = found.record
+    assert isinstance(d, RecoveryDecided)
+    shown = {
+        "place": f"{found.partition}:{found.offset}",
+        "at": at(found.timestamp_us),
+        "workflow_id": d.workflow_id,
+        "error_id": d.error_id,
+        "attempt": d.attempt_number,
+        "error_type": d.error_type,
+        "step_id": d.step_id,
+        "strategy": d.strategy,
+        "rung": d.rung,
+        "command": d.command_type,
+        "wait_ms": d.execute_after_ms,
+        "checkpoint_id": d.checkpoint_id,
+        "policy_version": d.policy_version,
+        "rule": d.rule,
+        "verdict": found.verdict,
+    }
+    return {**shown, "recorded": {name: before for name, (before, _) in sorted(found.fields.items())}}
+
+
+def difference(found: Compared) -> dict[str, Any]:
+    """A fact that differs, by field."""
+    return {
+        "verdict": found.verdict,
+        "place": f"{found.partition}:{found.offset}",
+        "at": at(found.timestamp_us),
+        "record": type(found.record).__name__,
+        "event_id": found.record.event_id,
+        "workflow_id": found.record.workflow_id,
+        "fields": {name: {"recorded": _text(b), "now": _text(n)} for name, (b, n) in sorted(found.fields.items())},
+    }
+
+
+def _text(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
 def _plain(value: Any) -> Any:
