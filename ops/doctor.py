@@ -153,6 +153,22 @@ def _postgres(url: str) -> Iterator[Finding]:
         found="present" if migrated else "missing",
         fix="" if migrated else "kintsugi db migrate",
     )
+    if migrated:
+        yield from _rights(url)
+
+
+def _rights(url: str) -> Iterator[Finding]:
+    """What `kintsugi projections` needs; the roles themselves do without."""
+    from projections.generations import connected, missing_grants
+
+    with connected(url) as connection:
+        missing = missing_grants(connection)
+    yield Finding(
+        check="rights to rebuild",
+        state=WARN if missing else OK,
+        found=f"{len(missing)} grants are missing" if missing else "granted",
+        fix="; ".join(missing),
+    )
 
 
 def _objects(url: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ batch with its position.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from projections.kit import TABLES_VERSION
 from projections.reader import snapshot
 from projections.store import GENERATION
 from schemas.codec import Codec
-from schemas.errors import FatalError
+from schemas.errors import FatalError, RetriableError
 from schemas.registry import Registry
 from schemas.topics import EVENTS
 
@@ -41,6 +41,12 @@ from .stack import Addresses
 SWAP_TRIES_MAX = 60
 _SWAP_PAUSE_S = 0.5
 _POLL_S = 0.5
+#: How long a rebuild waits for a server that is away before it ends, to be begun again: longer than a restart with
+#: recovery takes.
+WAIT_S_MAX = 900.0
+_PAUSE_S_MIN, _PAUSE_S_MAX = 1.0, 15.0
+#: Who worked for so long since the last wait was not in vain: the next wait begins anew.
+_WORKED_S = 60.0
 
 
 class DiffersError(g.GenerationError):
@@ -86,13 +92,44 @@ def plan(at: Addresses) -> list[dict[str, Any]]:
 
 
 def rebuild(
-    at: Addresses, progress: Progress, *, processes: int, actor: str, reason: str, accept_gap: bool = False
+    at: Addresses,
+    progress: Progress,
+    *,
+    processes: int,
+    actor: str,
+    reason: str,
+    accept_gap: bool = False,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Report:
-    """Fill a generation, or go on with one that was cut short, until it is caught up and compared."""
+    """Fill a generation, or go on with one that was cut short, until it is caught up and compared.
+
+    While a server is away that was there at the beginning, it waits, says so with `tell`, and goes on where it was;
+    RetriableError when that takes too long. `events`, `rows` and the rate of the report are of what was done since.
+    """
+    with g.connected(at.postgres) as connection, g.sole(connection):
+        g.need_rights(connection)
+        name = _begin(at, connection, actor=actor, reason=reason, accept_gap=accept_gap)
+    crash_point("rebuild_begun")
+    waited_s, pause_s = 0.0, _PAUSE_S_MIN
+    while True:
+        began_s = time.monotonic()
+        try:
+            return _go_on(at, name, progress, processes)
+        except (RetriableError, g.BusyError) as error:
+            if time.monotonic() - began_s > _WORKED_S:
+                waited_s, pause_s = 0.0, _PAUSE_S_MIN
+            # Busy is also who waited: the server may not have noticed yet that its connection is gone.
+            if waited_s >= WAIT_S_MAX or (not waited_s and isinstance(error, g.BusyError)):
+                raise
+            tell(f"waits {pause_s:.0f} s, {WAIT_S_MAX - waited_s:.0f} s at most in all: {error}")
+            time.sleep(pause_s)
+            waited_s, pause_s = waited_s + time.monotonic() - began_s, min(2 * pause_s, _PAUSE_S_MAX)
+
+
+def _go_on(at: Addresses, name: str, progress: Progress, processes: int) -> Report:
     began_s = time.monotonic()
     with g.connected(at.postgres) as connection, g.sole(connection):
-        name = _begin(at, connection, actor=actor, reason=reason, accept_gap=accept_gap)
-        crash_point("rebuild_begun")
+        g.found(connection, name, "loading", "ready")
         events, rows = _fill(at, connection, name, progress, processes)
         seconds = time.monotonic() - began_s
         crash_point("rebuild_filled")
@@ -119,6 +156,7 @@ def rebuild(
 def promote(at: Addresses, name: str, progress: Progress, *, actor: str, reason: str, accept: bool) -> str:
     """Make a generation that is ready the live tables; the name under which the old ones stay."""
     with g.connected(at.postgres) as connection, g.sole(connection):
+        g.need_rights(connection)
         g.found(connection, name, "ready")
         _same_columns(connection, name)
         lag = lag_of(connection, name)
@@ -142,6 +180,7 @@ def promote(at: Addresses, name: str, progress: Progress, *, actor: str, reason:
 def rollback(at: Addresses, name: str, progress: Progress, *, actor: str, reason: str) -> str:
     """Make retired tables live again, up to date; the name under which those before stay."""
     with g.connected(at.postgres) as connection, g.sole(connection):
+        g.need_rights(connection)
         g.found(connection, name, "retired")
         _same_columns(connection, name)
         catch_up(at, connection, name, progress)

@@ -54,13 +54,12 @@ def hidden_from(event: Delivered, places: Sequence[tuple[int, Redaction]]) -> De
 def write_part(connection: Connection, generation: str, folded: Folded, partition: int, buckets: Sequence[int]) -> int:
     """Write the rows and which part they are, in one transaction; how many rows. UniqueViolation, with nothing
     written, when another process was faster with this part."""
-    count = 0
+    count = sum(len(rows) for rows in folded.rows.values())
     with connection.transaction():
-        place = {"name": generation, "partition": partition, "buckets": list(buckets)}
+        place = {"name": generation, "partition": partition, "buckets": list(buckets), "rows": count}
         connection.execute(QUERIES["part"], place)  # first, so that of two writers the second waits here
         for table in TABLES:
             rows = list(folded.rows[table.name].values())
-            count += len(rows)
             if rows:
                 _copy(connection, sql.Identifier(generation, table.name), table, rows)
     return count
@@ -89,16 +88,21 @@ def finish(connection: Connection, generation: str, definitions: Sequence[tuple[
     `definitions`: (name, statement). What is there already is left, so it may be called again after it was cut short.
     """
     for name, statement in definitions:
-        there = connection.execute(
-            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = %(schema)s AND c.relname = %(name)s UNION ALL"
-            " SELECT 1 FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace"
-            " WHERE n.nspname = %(schema)s AND c.conname = %(name)s",
-            {"schema": generation, "name": name},
-        ).fetchone()
-        if there is None:
+        if not present(connection, generation, name):
             connection.execute(statement.encode())
         yield name
+
+
+def present(connection: Connection, generation: str, name: str) -> bool:
+    """Whether an index or a key of this name is there."""
+    there = connection.execute(
+        "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %(schema)s AND c.relname = %(name)s UNION ALL"
+        " SELECT 1 FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace"
+        " WHERE n.nspname = %(schema)s AND c.conname = %(name)s",
+        {"schema": generation, "name": name},
+    ).fetchone()
+    return there is not None
 
 
 def definitions(connection: Connection, generation: str) -> list[tuple[str, str]]:

@@ -41,6 +41,10 @@ class GenerationError(KintsugiError):
     """Generations do not stand as the command needs them; nothing was changed."""
 
 
+class BusyError(GenerationError):
+    """Somebody else is at work on generations."""
+
+
 class SwapTimeoutError(RetriableError):
     """A reader held the tables for longer than a promotion makes others wait."""
 
@@ -95,20 +99,40 @@ def sole(connection: Connection) -> Iterator[None]:
     """Be the one at work on generations. GenerationError when somebody else is, which says who."""
     found = connection.execute("SELECT pg_try_advisory_lock(%s)", [RUN_LOCK]).fetchone()
     if found is None or not found[0]:
-        row = connection.execute(
-            "SELECT a.pid, a.application_name, a.client_addr::text, a.backend_start FROM pg_locks l"
-            " JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.objid = %s AND l.granted",
-            [RUN_LOCK],
-        ).fetchone()
+        row = worker(connection)
         who = (
             "" if row is None else f": backend {row[0]} from {row[2] or 'this host'}, since {row[3]:%Y-%m-%d %H:%M:%S}"
         )
-        raise GenerationError(f"another rebuild or promotion is at work{who}", hint="kintsugi projections list")
+        raise BusyError(f"another rebuild or promotion is at work{who}", hint="kintsugi projections list")
     try:
         yield
     finally:
         if not connection.closed:
             connection.execute("SELECT pg_advisory_unlock(%s)", [RUN_LOCK])
+
+
+def worker(connection: Connection) -> tuple[int, str, str | None, datetime] | None:
+    """Who is at work on generations: backend, its name, from where, since when."""
+    return connection.execute(QUERIES["worker"], {"lock": RUN_LOCK}).fetchone()
+
+
+def missing_grants(connection: Connection) -> list[str]:
+    """What a database role lacks to rebuild and promote, as statements that somebody with the right can run."""
+    row = connection.execute(QUERIES["rights"]).fetchone()
+    assert row is not None
+    role, database = (sql.Identifier(name).as_string(connection) for name in row[:2])
+    owners = [sql.Identifier(owner).as_string(connection) for (owner,) in connection.execute(QUERIES["strange_owners"])]
+    return [
+        *([] if row[2] else [f"GRANT CREATE ON DATABASE {database} TO {role}"]),
+        *([] if row[3] else [f"GRANT USAGE, CREATE ON SCHEMA {GENERATION} TO {role}"]),
+        *(f"GRANT {owner} TO {role}" for owner in owners),  # who moves a table must own it
+    ]
+
+
+def need_rights(connection: Connection) -> None:
+    """FatalError, with the missing grants, when the role may not do what a rebuild does."""
+    if missing := missing_grants(connection):
+        raise FatalError("the database role lacks rights to rebuild and promote", hint="; ".join(missing))
 
 
 def listed(connection: Connection) -> list[Generation]:
@@ -178,6 +202,7 @@ def swap(connection: Connection, name: str, *, state: str, actor: str, reason: s
     retired = str(row[0])
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(retired)))
     grants = connection.execute(QUERIES["grants"], {"tables": NAMES}).fetchall()
+    owners = connection.execute(QUERIES["owners"], {"tables": NAMES}).fetchall()
     both = [sql.Identifier(schema, table) for schema in (GENERATION, name) for table in NAMES]
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(both)))
     move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
@@ -188,6 +213,10 @@ def swap(connection: Connection, name: str, *, state: str, actor: str, reason: s
         grantee = sql.SQL("PUBLIC") if role is None else sql.Identifier(role)
         connection.execute(
             sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(right), sql.Identifier(GENERATION, table), grantee)
+        )
+    for table, owner in owners:  # who writes the live tables goes on, whoever rebuilt them
+        connection.execute(
+            sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(GENERATION, table), sql.Identifier(owner))
         )
     connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(name)))
     place = {"name": name, "retired": retired, "topic": EVENTS}

@@ -22,7 +22,9 @@ SELECT log_partition, first_offset, end_offset FROM generation_ranges WHERE gene
 SELECT bucket FROM generation_parts WHERE generation = %(name)s AND log_partition = %(partition)s
 
 -- name: part
-INSERT INTO generation_parts SELECT %(name)s, %(partition)s, unnest(%(buckets)s::integer[])
+INSERT INTO generation_parts (generation, log_partition, bucket, rows)
+SELECT %(name)s, %(partition)s, bucket, CASE number WHEN 1 THEN %(rows)s ELSE 0 END
+FROM unnest(%(buckets)s::integer[]) WITH ORDINALITY AS b (bucket, number)
 
 -- name: positioned
 INSERT INTO positions (generation, topic, log_partition, next_offset, owner_epoch, updated_at)
@@ -195,3 +197,33 @@ DELETE FROM parked_workflows WHERE generation = %(name)s
 
 -- name: forget_parked_events
 DELETE FROM parked_events WHERE generation = %(name)s
+
+-- name: worker
+-- Who is at work on generations, since when.
+SELECT a.pid, a.application_name, a.client_addr::text, a.backend_start
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.objid = %(lock)s AND l.granted
+
+-- name: progress
+-- By partition: events to fill in, parts done, of these since a moment, rows, of these since.
+SELECT r.end_offset - r.first_offset, count(p.bucket), count(p.bucket) FILTER (WHERE p.added_at >= %(since)s),
+       coalesce(sum(p.rows), 0)::bigint, coalesce(sum(p.rows) FILTER (WHERE p.added_at >= %(since)s), 0)::bigint
+FROM generation_ranges r LEFT JOIN generation_parts p USING (generation, log_partition)
+WHERE r.generation = %(name)s GROUP BY r.log_partition, r.first_offset, r.end_offset
+
+-- name: now
+SELECT clock_timestamp()
+
+-- name: rights
+SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE'),
+       has_schema_privilege('kintsugi', 'CREATE') AND has_schema_privilege('kintsugi', 'USAGE')
+
+-- name: strange_owners
+-- Whose the tables are that this role could not move.
+SELECT DISTINCT pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'kintsugi' AND c.relkind = 'r' AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1
+
+-- name: owners
+SELECT c.relname, pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND pg_get_userbyid(c.relowner) <> current_user

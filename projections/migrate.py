@@ -21,7 +21,7 @@ _LOCK = 0x6B696E74
 #: What a version of the tables changes in those of the version before; its new tables come after it.
 _CHANGES: dict[int, tuple[str, ...]] = {
     2: ("0002_states.sql", "0002_redactions.sql"),
-    3: ("0003_interventions.sql", "0003_errors.sql", "0003_generations.sql", "0003_parking.sql"),
+    3: ("0003_interventions.sql", "0003_errors.sql", "0003_generations.sql", "0003_progress.sql", "0003_parking.sql"),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from ops.commands import projections_proof
-from ops.output import CONFLICT, MISMATCH, output_option, progress_bar, say, show, show_json
+from ops.output import CONFLICT, MISMATCH, output_option, progress_bar, say, show, show_json, show_record
 
 _REASON = "Why; it is kept in the audit topic and beside the generation."
 
@@ -38,6 +38,29 @@ def list_generations(output: str) -> None:
 
 
 @projections.command()
+@click.argument("name", required=False)
+@output_option
+def status(name: str | None, output: str) -> None:
+    """How far generations are that are being built, or wait to be promoted: phase, rate, time left.
+
+    It is read from the database: the rebuild may run anywhere. Not running and still loading: it was cut short, and the
+    same rebuild command goes on with it.
+    """
+    from ops.generation_status import status as found
+    from ops.stack import addresses
+
+    with _conflicts():
+        rows = found(addresses(), name)
+    if output == "json":
+        show_json(rows)
+        return
+    if not rows:
+        say("no generation is being built, and none waits to be promoted")
+    for row in rows:
+        show_record(row)
+
+
+@projections.command()
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Partitions at once.")
 @click.option("--reason", required=True, help=_REASON)
 @click.option("--accept-gap", is_flag=True, help="Go on where neither log nor archive hold the beginning.")
@@ -63,7 +86,7 @@ def rebuild(processes: int, reason: str, accept_gap: bool, dry_run: bool, output
         _conflicts(),
         audited(at.kafka, "projections.rebuild", subject="kintsugi", reason=reason) as detail,
     ):
-        report = build(at, progress, processes=processes, actor=actor(), reason=reason, accept_gap=accept_gap)
+        report = build(at, progress, processes=processes, actor=actor(), reason=reason, accept_gap=accept_gap, tell=say)
         detail.update(generation=report.name, rows=report.rows, differing=report.differing)
     _tell(asdict(report), output)
     if report.differing:
