@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
+from typing import NamedTuple
 
 from confluent_kafka import Message
 
@@ -295,10 +296,12 @@ class Coordination:
         self._snapshot_due_s = time.monotonic() + self._snapshot_pause_s
         desk.folded = 0
 
-    def _count(self, before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
-        telemetry.DEADLOCKS.inc(after[0] - before[0])
-        telemetry.LEASE_STRAYS.inc(after[1] - before[1])
-        telemetry.AWAITS_OVERLOOKED.inc(after[2] - before[2])
+    def _count(self, before: _Counts, after: _Counts) -> None:
+        telemetry.DEADLOCKS.inc(after.deadlocks - before.deadlocks)
+        telemetry.LEASE_STRAYS.inc(after.strays - before.strays)
+        telemetry.AWAITS_OVERLOOKED.inc(after.overlooked - before.overlooked)
+        telemetry.BREAKERS_REFUSED.inc(after.unopened - before.unopened)
+        telemetry.HELD_OVERLOOKED.inc(after.unlisted - before.unlisted)
 
     def _show(self) -> None:
         tables = [part for desk in self._desks.values() for part in desk.coordinator.components]
@@ -311,12 +314,23 @@ class Coordination:
         telemetry.INCIDENTS_OPEN.set(sum(part.open_count for part in tables if isinstance(part, Incidents)))
 
 
-def _counts(coordinator: Coordinator) -> tuple[int, int, int]:
-    """Deadlocks found, returns by those who had nothing to return, and awaits beyond the bounds."""
-    deadlocks = strays = overlooked = 0
+class _Counts(NamedTuple):
+    """Deadlocks found, returns by those who had nothing to return, and what was beyond a bound."""
+
+    deadlocks: int = 0
+    strays: int = 0
+    overlooked: int = 0
+    unopened: int = 0
+    unlisted: int = 0
+
+
+def _counts(coordinator: Coordinator) -> _Counts:
+    found = _Counts()
     for part in coordinator.components:
         if isinstance(part, Leases):
-            strays = part.strays
+            found = found._replace(strays=part.strays)
         elif isinstance(part, Waits):
-            deadlocks, overlooked = part.deadlocks, part.overlooked
-    return deadlocks, strays, overlooked
+            found = found._replace(deadlocks=part.deadlocks, overlooked=part.overlooked)
+        elif isinstance(part, Breakers):
+            found = found._replace(unopened=part.unopened, unlisted=part.unlisted)
+    return found

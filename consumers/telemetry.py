@@ -93,6 +93,12 @@ DEADLOCKS = Counter("kintsugi_deadlocks_total", "Cycles of workflows that waited
 AWAITS_OVERLOOKED = Counter(
     "kintsugi_awaits_overlooked_total", "Waits for workflows beyond the bound, in which no deadlock is looked for"
 )
+BREAKERS_REFUSED = Counter(
+    "kintsugi_breakers_refused_total", "Failures that were a storm when as many breakers were open as may be"
+)
+HELD_OVERLOOKED = Counter(
+    "kintsugi_held_repairs_overlooked_total", "Held repairs beyond the bound, which only their own timers let go"
+)
 BUILD = Info("kintsugi_build", "Version of this process")
 
 
