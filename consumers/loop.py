@@ -273,6 +273,9 @@ class Loop:
             )
         wanted = self._handler.assigned(log)
         start = wanted if wanted is not None else log.committed if log.committed is not None else log.low
+        if start > log.high:
+            # While the handler was asked, another owner may have gone on beyond what was the end of the log before.
+            log = self._lookup(slot.partition)
         if not log.low <= start <= log.high:
             raise FatalError(
                 f"{self._topic}[{slot.partition}]: the stored position {start} is outside the log "
@@ -399,7 +402,7 @@ class Loop:
             for tp in partitions:
                 slot = self._slots.get(tp.partition)
                 if slot is not None:
-                    slot.dirty = slot.processed > slot.committed
+                    slot.unsaved(tp.offset)
 
     def _on_error(self, error: KafkaError, message: Message) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:

@@ -76,6 +76,12 @@ class Slot:
         self.committed = max(self.committed, self.processed)
         self.dirty = False
 
+    def unsaved(self, offset: int) -> None:
+        """The group's coordinator did not take this position. It is sent again, unless a later one is on its way."""
+        if self.committed == offset:
+            self.committed = offset - 1
+        self.dirty = self.processed > self.committed
+
     def wait(self, failures: int) -> None:
         """Stand aside for a while, the longer the more often it failed in a row."""
         self.failures = failures
