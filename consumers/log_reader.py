@@ -19,6 +19,9 @@ LOOKUP_TIMEOUT_S = 15.0
 #: Without a record for this long a read that is not at its end gives up.
 SILENCE_S_MAX = 30.0
 _BATCH_RECORDS = 500
+#: What is read is in the log already. A fetch that waits at a partition's end holds up that of the partition read next,
+#: for half a second by default.
+_FETCH_WAIT_MS = 10
 _POLL_S = 0.2
 
 #: Per partition: first offset, and the offset after the last.
@@ -56,6 +59,7 @@ class LogReader:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "fetch.message.max.bytes": MESSAGE_SIZE_BYTES_MAX + 1024 * 1024,
+                "fetch.wait.max.ms": _FETCH_WAIT_MS,
                 "queued.max.messages.kbytes": 65_536,
                 "allow.auto.create.topics": False,
                 "log_level": 4,
