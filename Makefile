@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 # Tests mostly wait for servers, so two processes take little more than half of the time, on two cores too.
 PROCESSES ?= 2
 
-.PHONY: help setup check test scenarios demo bench up down clean
+# First seed of `make soak`; those before it are run by `make test`.
+SEED ?= 2000
+
+.PHONY: help setup check test scenarios soak demo bench up down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +41,9 @@ test: check ## everything CI runs: check, then all tests on the real stack
 
 scenarios: $(STAMP) ## play the labelled scenarios on the pure engine and print the report
 	$(BIN)/python -m tests.scenarios
+
+soak: $(STAMP) ## run seeds of the simulation until stopped (SEED=N: from this one on)
+	$(BIN)/python -m tests.simulation --seed $(SEED)
 
 demo: $(STAMP) ## run the main job: 200 workflows, seeded faults, repaired on the real stack
 	$(BIN)/python -m examples.demo
