@@ -1,4 +1,4 @@
-"""A replay over a recorded partition, from bytes on: what it counts, leaves out and says of gaps; the same each time."""
+"""A replay of a recorded partition, from bytes on: what it counts, leaves out and says of gaps; the same each time."""
 
 from __future__ import annotations
 
