@@ -157,6 +157,7 @@ def promote(at: Addresses, name: str, progress: Progress, *, actor: str, reason:
     """Make a generation that is ready the live tables; the name under which the old ones stay."""
     with g.connected(at.postgres) as connection, g.sole(connection):
         g.need_rights(connection)
+        g.need_no_views(connection)
         g.found(connection, name, "ready")
         _same_columns(connection, name)
         lag = lag_of(connection, name)
@@ -181,6 +182,7 @@ def rollback(at: Addresses, name: str, progress: Progress, *, actor: str, reason
     """Make retired tables live again, up to date; the name under which those before stay."""
     with g.connected(at.postgres) as connection, g.sole(connection):
         g.need_rights(connection)
+        g.need_no_views(connection)
         g.found(connection, name, "retired")
         _same_columns(connection, name)
         catch_up(at, connection, name, progress)

@@ -135,6 +135,16 @@ def need_rights(connection: Connection) -> None:
         raise FatalError("the database role lacks rights to rebuild and promote", hint="; ".join(missing))
 
 
+def need_no_views(connection: Connection) -> None:
+    """GenerationError when views look at the live tables: they would stay with these when tables change places."""
+    views = [view for (view,) in connection.execute(QUERIES["looking"], {"tables": NAMES}).fetchall()]
+    if views:
+        raise GenerationError(
+            f"views would go on showing the old tables: {', '.join(sorted(views)[:10])}",
+            hint="drop them, and create them again afterwards",
+        )
+
+
 def listed(connection: Connection) -> list[Generation]:
     """All there were, oldest first."""
     with connection.cursor(row_factory=psycopg.rows.class_row(Generation)) as cursor:
