@@ -21,8 +21,6 @@ from engine.events import Delivered
 from engine.inforce import CONTROL
 from engine.inspection import Inspector
 from engine.policy import Policy
-from projections.catalog import TABLES
-from projections.fold import Folded
 from schemas.admission import admit
 from schemas.archive_format import Gap
 from schemas.codec import Codec, Unknown
@@ -39,6 +37,7 @@ from .replay_engine import Engine
 from .replay_inject import Injection, inject
 from .replay_range import Range, ReplayError
 from .replay_shown import Shown, at, decision, difference, effect, engine_state
+from .replay_tables import Tables
 from .stack import Addresses
 
 #: Records of one partition that are in memory at once where engine and log must be held against each other: about 2 GB.
@@ -77,8 +76,6 @@ class Tally:
     before: int = 0
     set_aside: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
-    #: Table to (rows made, times that a row was made or changed).
-    tables: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Replay:
@@ -99,7 +96,7 @@ class Replay:
         look: Look | None = None,
     ) -> None:
         """`ran_with`: the recovery role's policy where none was applied. `policy`: the one that decides instead."""
-        self.tally = Tally(tables={table.name: [0, 0] for table in TABLES})
+        self.tally = Tally()
         self._plan = plan
         self._injections = injections
         self._history = history
@@ -110,10 +107,7 @@ class Replay:
         self._inspector = inspector
         self._shown = shown
         self._look = look
-        self._folded = Folded(TABLES)
-        self._removing = {kind for table in TABLES for kind in table.removes}
-        #: By table: how many rows it has.
-        self._sizes = {table.name: 0 for table in TABLES}
+        self._tables = Tables()
         self._engines: list[Engine] = []
         self._brought: dict[str, Any] = {}
         self._control: dict[bytes, bool] = {}
@@ -145,8 +139,7 @@ class Replay:
             engine.before(before.text, before.sequence)
         for event in self._events(self._records(range_.partition, range_.first, range_.start, moved)):
             self.tally.before += 1
-            self._remove(event)
-            self._add(event)
+            self._tables.add(event, inside=False)
             engine.warm(event)
             if self._look is not None:
                 self._bring(event)
@@ -233,28 +226,9 @@ class Replay:
 
     def _watch(self, event: Delivered, effects: Sequence[Effect]) -> None:
         """Each event of the range, when the engine has folded it."""
-        self._remove(event)
-        for name, made, changed in self._add(event):
-            counted = self.tally.tables[name]
-            counted[0] += made
-            counted[1] += changed
+        self._tables.add(event, inside=True)
         if self._look is not None:
             self._step(event, effects)
-
-    def _remove(self, event: Delivered) -> None:
-        if type(event.record) in self._removing:
-            self._folded.remove(event)
-            self._sizes = {name: len(rows) for name, rows in self._folded.rows.items()}
-
-    def _add(self, event: Delivered) -> list[tuple[str, int, int]]:
-        """By table: rows made, and rows made or changed."""
-        rows, sizes = self._folded.rows, self._sizes
-        counted = []
-        for name, changed in self._folded.add(event).items():
-            size = len(rows[name])
-            counted.append((name, size - sizes[name], len(changed)))
-            sizes[name] = size
-        return counted
 
     def _step(self, event: Delivered, effects: Sequence[Effect]) -> None:
         assert self._look is not None
@@ -317,9 +291,8 @@ class Replay:
                 {"place": f"{e.partition}:{k.offset}", **_without(k, "offset")} for e in self._engines for k in e.kills
             ],
             "injected": [{"spec": i.text, "applied": i.applied} for i in self._injections],
-            "tables": [
-                {"table": n, "rows": made, "changes": changed} for n, (made, changed) in self.tally.tables.items()
-            ],
+            "tables": self._tables.document(),
+            "not_projected": {"records": self._tables.refused_count, "shown": self._tables.refused},
         }
 
 

@@ -204,6 +204,12 @@ def _told(document: dict[str, Any], *, changed: bool) -> None:
     aside = sum(document["set_aside"].values())
     say(f"{document['records']} records, {document['records_before']} before them for the state, {aside} set aside")
     say(", ".join(f"{count} {verdict}" for verdict, count in document["verdicts"].items()) or "no fact of the engine")
+    refused = document["not_projected"]
+    if refused["records"]:
+        first = refused["shown"][0]
+        say(
+            f"{refused['records']} records that the tables cannot take, the first at {first['place']}: {first['error']}"
+        )
     for kill in document["kills"]:
         same = "the same" if kill["same_states"] and kill["same_effects"] else "OTHER"
         say(

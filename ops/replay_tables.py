@@ -1,0 +1,78 @@
+"""The tables under a replay, in memory: every fold runs, and what it makes and changes is counted.
+
+Of tables that are written once no later event reads a row, so no more is kept of one than that it is there: checkpoints
+hold whole states, and a range may hold a million of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.events import Delivered
+from projections.catalog import TABLES
+from projections.fold import Folded
+
+#: Records shown of those that a fold refuses; all are counted.
+SHOWN_MAX = 1_000
+_ERROR_CHARS_MAX = 500
+
+
+class Tables:
+    """Rows of all tables, as far as folds and deletions read them."""
+
+    def __init__(self) -> None:
+        #: By table: rows made, and times that a row was made or changed, inside the range.
+        self.counted = {table.name: [0, 0] for table in TABLES}
+        #: Places of records that could not be applied, and why: the projector would park their workflows.
+        self.refused: list[dict[str, str]] = []
+        self.refused_count = 0
+        self._folded = Folded(TABLES)
+        self._removing = {kind for table in TABLES for kind in table.removes}
+        self._once = {
+            table.name: (table.row, len(table.columns), table.owner) for table in TABLES if table.written_once
+        }
+        self._sizes = dict.fromkeys(self.counted, 0)
+
+    def add(self, event: Delivered, *, inside: bool) -> None:
+        """Fold an event. `inside` the range it counts; before it, it only makes the rows that later ones change."""
+        folded, sizes = self._folded, self._sizes
+        if type(event.record) in self._removing:
+            folded.remove(event)
+            sizes.update((name, len(rows)) for name, rows in folded.rows.items())
+        try:
+            changes = folded.add(event)
+        except Exception as error:  # the projector sets such a record aside
+            self._refuse(event, error, inside=inside)
+            return
+        for name, changed in changes.items():
+            rows = folded.rows[name]
+            if inside:
+                counted = self.counted[name]
+                counted[0] += len(rows) - sizes[name]
+                counted[1] += len(changed)
+            sizes[name] = len(rows)
+            once = self._once.get(name)
+            if once is not None:
+                make, width, owner = once
+                for key, row in changed.items():
+                    values: list[Any] = [None] * width
+                    values[0], values[owner] = key, row[owner]
+                    rows[key] = make(*values)
+
+    def rows(self, name: str) -> Mapping[str, Any]:
+        """What is kept of a table's rows."""
+        return self._folded.rows[name]
+
+    def document(self) -> list[dict[str, Any]]:
+        """What was counted."""
+        return [{"table": name, "rows": made, "changes": changed} for name, (made, changed) in self.counted.items()]
+
+    def _refuse(self, event: Delivered, error: Exception, *, inside: bool) -> None:
+        self._sizes.update((name, len(rows)) for name, rows in self._folded.rows.items())
+        if not inside:
+            return
+        self.refused_count += 1
+        if len(self.refused) < SHOWN_MAX:
+            said = f"{type(error).__name__}: {error}"[:_ERROR_CHARS_MAX]
+            self.refused.append({"place": f"{event.partition}:{event.offset}", "error": said})
