@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 #: One module each. The log only grows: those that start a role, which reads it first, come before the big writers.
 NAMES = (
     "engine",
+    "replay",
     "timer",
     "deadlock",
     "failover",
