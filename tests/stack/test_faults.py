@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -9,6 +13,9 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from consumers.clock import BrokerClock
+from consumers.kafka import producer_settings
+from consumers.outbox import Outbox
 from ops.stack import Addresses
 from projections.store import Store
 from schemas.errors import RetriableError
@@ -21,6 +28,11 @@ Start = Callable[..., Role]
 #: Members of the group that come and go, and how soon one after the other.
 ROUNDS = 12
 ROUND_S = 0.3
+#: Kafka's number for a request to produce.
+PRODUCE = b"\x00\x00"
+#: The answer to each so many-th request to produce is lost.
+SWALLOW_EACH = 3
+RECORDS = 60
 
 
 def test_two_that_decide_on_one_error_decide_it_once(topics: Topics, start: Start, addresses: Addresses) -> None:
@@ -108,3 +120,75 @@ def test_a_database_that_may_only_be_read_for_a_while_loses_nothing(database: st
     store.apply(0, [], [], start=0, end=5)
     assert store.claim(0) == 5
     store.close()
+
+
+class Between:
+    """A TCP proxy to the broker. It writes itself into what the broker says of its address, and of some requests to
+    produce it passes the request on, lets the broker answer, and ends the connection with the answer still in hand."""
+
+    def __init__(self, servers: str) -> None:
+        host, port = servers.split(":")
+        self._target = host, int(port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._said = host.encode() + struct.pack(">i", int(port))
+        self._says = host.encode() + struct.pack(">i", self._server.getsockname()[1])
+        self._requests = 0
+        self.swallowed = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                broker = socket.create_connection(self._target)
+                last = threading.Event()
+                threading.Thread(target=self._up, args=(client, broker, last), daemon=True).start()
+                threading.Thread(target=self._down, args=(broker, client, last), daemon=True).start()
+
+    def _up(self, client: socket.socket, broker: socket.socket, last: threading.Event) -> None:
+        with contextlib.suppress(OSError), client.makefile("rb") as requests, broker:
+            while size := requests.read(4):
+                request = requests.read(int.from_bytes(size, "big"))
+                if request[:2] == PRODUCE:
+                    self._requests += 1
+                    if self._requests % SWALLOW_EACH == 0:
+                        last.set()
+                broker.sendall(size + request)
+                if last.is_set():
+                    return  # `broker` is closed by the other side of this proxy, when its answer has come
+
+    def _down(self, broker: socket.socket, client: socket.socket, last: threading.Event) -> None:
+        with contextlib.suppress(OSError), broker.dup() as answers, client:
+            while data := answers.recv(1 << 20):
+                if last.is_set():
+                    self.swallowed += 1
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(data.replace(self._said, self._says))
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def test_what_was_written_without_an_answer_is_there_once(addresses: Addresses) -> None:
+    """Row 3: the producer of every role asks again, and the broker knows that it has the record."""
+    between = Between(addresses.kafka)
+    place = Place(addresses.kafka)
+    settings = producer_settings(between.address, "test", {})
+    outbox = Outbox(settings, BrokerClock())
+    try:
+        for number in range(RECORDS):
+            place.sent.append(b"%d" % number)
+            outbox.send(place.topic, b"key", place.sent[-1], [], cause=0, partition=0)
+            if number % 4 == 3:
+                assert outbox.flush() == {}
+        assert between.swallowed >= 3, "answers were lost"
+        member = place.join()
+        wait_for("all records", lambda: len(member.notes.seen) >= RECORDS)
+        assert member.notes.values == place.sent, "each once, in order"
+        member.stop()
+    finally:
+        outbox.close()
+        between.close()
+    place.admin.delete_topics([place.topic])[place.topic].result(20)
