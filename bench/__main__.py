@@ -20,6 +20,7 @@ from ops.stack import Addresses
 from schemas.errors import KintsugiError
 
 from .figures import Benchmark, Setup, document_of
+from .losses import PAGE, stored, with_losses
 from .machine import facts
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,6 +76,8 @@ def bench(names: Sequence[str], quick: bool, results: Path | None, output: str) 
                 folder.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(document, indent=2) + "\n"
                 (folder / f"{benchmark.name}.json").write_text(text, encoding="utf-8")
+                if folder == RESULTS:
+                    PAGE.write_text(with_losses(PAGE.read_text("utf-8"), stored(RESULTS)), encoding="utf-8")
             rows += [{"benchmark": benchmark.name, **figure} for figure in document["figures"]]
     say(f"measured in {time.monotonic() - began_s:.0f} s" + (f", stored in {folder.name}/" if folder else ""))
     if output == "json":
