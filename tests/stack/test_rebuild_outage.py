@@ -1,0 +1,66 @@
+"""A rebuild while Postgres dies under it: it waits, says so, and goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ops import stack
+from ops.stack import Addresses
+
+from .kit import Topics, wait_for
+from .stacks import own_stack
+from .test_projector_role import healthy, query
+
+WORKFLOWS = 20
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "stack"
+
+
+@pytest.fixture
+def breakable(home: Path) -> Iterator[Addresses]:
+    with own_stack(home) as at:
+        yield at
+
+
+def test_a_rebuild_waits_for_postgres_and_goes_on(breakable: Addresses, home: Path, tmp_path: Path) -> None:
+    at = breakable
+    topics = Topics(at)
+    for _ in range(WORKFLOWS):
+        topics.put(*healthy(str(uuid.uuid4())))
+    topics.registry.close()
+    told = tmp_path / "rebuild.log"
+    with closing(psycopg.connect(at.postgres)) as connection, told.open("wb") as log:
+        connection.execute("LOCK TABLE kintsugi.generation_parts IN ACCESS EXCLUSIVE MODE")  # it gets as far as this
+        rebuild = subprocess.Popen(
+            [sys.executable, "-m", "ops.cli", "projections", "rebuild", "--reason", "a test", "--output", "json"],
+            env={**os.environ, **at.environment()},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        try:
+            stuck = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kintsugi-generations'"
+            wait_for("it is filling", lambda: query(at, stuck + " AND wait_event_type = 'Lock'") == [(1,)])
+            stack.kill_part("postgres", home)
+            wait_for("it says that it waits", lambda: "waits 2 s" in told.read_text())
+            assert stack.ensure(home) == at
+            assert rebuild.wait(120) == 0, told.read_text()
+        finally:
+            rebuild.kill()
+            rebuild.wait()
+    assert "waits 1 s, 900 s at most in all: Postgres" in told.read_text()
+    ((name, state),) = query(at, "SELECT name, state FROM generations")
+    assert state == "ready"
+    done = query(at, f"SELECT count(*) FROM {name}.workflows WHERE status = 'completed'")
+    assert done == [(WORKFLOWS,)]
