@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
 
 from consumers.crash import REBUILD_POINTS
 from engine.policy import default_policy
+from ops import rebuild
 from ops.stack import Addresses
 from ops.verify import verify
 from schemas.records.events import WorkflowCompleted
@@ -58,14 +60,22 @@ def live(
     folder = tmp_path_factory.mktemp("projector")
     objects = {**environment, "KINTSUGI_OBJECTS": (folder / "objects").as_uri()}
     role = Role("projector", objects, folder / "projector.log", "--group", f"test-{workflow_id}")
-    wait_for("the workflow", lambda: status_of(own, workflow_id) == "completed", 120)
-    settled(role)
-    yield role
-    assert role.stop() == 0
+    try:
+        wait_for("the workflow", lambda: status_of(own, workflow_id) == "completed", 120)
+        settled(role)
+        yield role
+        assert role.stop() == 0
+    finally:
+        role.kill()
 
 
 def settled(live: Role) -> None:
     wait_for("no lag", lambda: live.metric("kintsugi_consumer_lag_records") == 0)
+
+
+def completed(own: Addresses, ids: Sequence[str]) -> bool:
+    found = query(own, "SELECT count(*) FROM workflows WHERE status = 'completed' AND id = ANY(%s::uuid[])", list(ids))
+    return bool(found[0][0] == len(ids))
 
 
 class Reader:
@@ -116,7 +126,7 @@ class Writer:
         self._thread.join(30)
 
     def _run(self) -> None:
-        while not self._end.wait(0.02):
+        while not self._end.wait(0.1):
             workflow_id = str(uuid.uuid4())
             self._topics.put(*healthy(workflow_id))
             self.ids.append(workflow_id)
@@ -147,7 +157,7 @@ def test_a_generation_is_promoted_and_rolled_back_under_readers_and_writers(
     ids = [str(uuid.uuid4()) for _ in range(20)]
     for workflow_id in ids:
         topics.put(*healthy(workflow_id))
-    wait_for("all", lambda: all(status_of(own, i) == "completed" for i in ids))
+    wait_for("all", lambda: completed(own, ids))
     reader, writer = Reader(own, ids), Writer(topics)
     try:
         built = cli("projections", "rebuild", *WHY, "--processes", "2", "--output", "json")
@@ -165,7 +175,7 @@ def test_a_generation_is_promoted_and_rolled_back_under_readers_and_writers(
         reader.stop()
     assert reader.wrong == []
     assert reader.reads > 100
-    wait_for("all", lambda: all(status_of(own, i) == "completed" for i in writer.ids))
+    wait_for("all", lambda: completed(own, writer.ids))
     settled(live)
     sound(own)
     assert cli("projections", "drop", back.json["retired"], *WHY).code == 0
@@ -190,7 +200,8 @@ def test_what_is_parked_stays_parked_and_what_is_let_go_is_followed(
     assert cli("dlq", "discard", discarded, *WHY).code == 0
     late = build(WorkflowCompleted, left)
     topics.put(late, *healthy(str(uuid.uuid4())))
-    settled(live)
+    wait_for("three that wait", lambda: query(own, "SELECT count(*) FROM parked_events WHERE workflow_id = %s"
+        " AND generation = 'kintsugi'", left) == [(3,)])  # fmt: skip
     name = built.json["name"]
     promoted = cli("projections", "promote", name, *WHY, "--output", "json")
     assert promoted.code == 0, promoted.err
@@ -211,8 +222,18 @@ def test_what_is_parked_stays_parked_and_what_is_let_go_is_followed(
 
 
 def test_killed_at_any_point_the_same_command_goes_on(
-    topics: Topics, own: Addresses, live: Role, cli: Cli, environment: dict[str, str]
+    topics: Topics,
+    own: Addresses,
+    live: Role,
+    cli: Cli,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def under_way() -> dict[str, Any]:
+        (row,) = cli("projections", "status", "--output", "json").json
+        assert (row["running"], row["eta_s"]) == (False, None)
+        return row
+
     def killed(point: str, *arguments: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "ops.cli", "projections", *arguments, *WHY],
@@ -223,15 +244,29 @@ def test_killed_at_any_point_the_same_command_goes_on(
         )
         assert done.returncode == -signal.SIGKILL, (point, done.stderr.decode())
 
+    phases = {"rebuild_begun": "rows", "rebuild_part": "rows", "rebuild_filled": "indexes"}
     for point in REBUILD_POINTS[:4]:
         killed(point, "rebuild")
+        assert under_way()["phase"] == phases.get(point, "catching up")
+    row = under_way()
+    assert (row["events"], row["indexes"]) == (row["events_total"], row["indexes_total"])
+    assert row["rows"] > 0
     topics.put(*healthy(str(uuid.uuid4())))
     settled(live)
     for point in REBUILD_POINTS[4:6]:
         killed(point, "rebuild")
+    assert cli("projections", "promote", row["name"], *WHY).code == 4, "it is not ready"
     built = cli("projections", "rebuild", *WHY, "--output", "json")
     assert built.code == 0, built.err
+    assert under_way()["phase"] == "ready"
     assert states(cli).count("ready") == 1, "one, not seven"
+    later = str(uuid.uuid4())
+    topics.put(*healthy(later))
+    wait_for("what the generation lacks", lambda: status_of(own, later) == "completed")
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, "LAG_RECORDS_MAX", 5)
+        late = cli("projections", "promote", row["name"], *WHY)
+    assert (late.code, "is 6 records behind the live tables, 5 allowed" in late.err) == (4, True), late.err
     killed("rebuild_swapped", "promote", built.json["name"])
     assert cli("projections", "promote", built.json["name"], *WHY).code == 0
     sound(own)
@@ -255,6 +290,45 @@ def test_what_differs_is_told_by_row_and_not_promoted(own: Addresses, live: Role
     sound(own)
 
 
+def test_missing_grants_are_named(own: Addresses, live: Role, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    role, database = f"clerk_{uuid.uuid4().hex[:8]}", own.postgres.rsplit("/", 1)[1]
+    owner, host = own.postgres.split("//")[1].split("@")
+    with psycopg.connect(own.postgres, autocommit=True) as connection:
+        for statement in (
+            "CREATE ROLE {} LOGIN",
+            "GRANT USAGE ON SCHEMA kintsugi TO {}",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA kintsugi TO {}",
+        ):
+            connection.execute(statement.format(role).encode())
+        try:
+            monkeypatch.setenv("KINTSUGI_POSTGRES", f"postgresql://{role}@{host}")
+            wanted = [
+                f'GRANT CREATE ON DATABASE "{database}" TO "{role}"',
+                f'GRANT USAGE, CREATE ON SCHEMA kintsugi TO "{role}"',
+                f'GRANT "{owner}" TO "{role}"',
+            ]
+            refused = cli("projections", "rebuild", *WHY)
+            assert (refused.code, [grant in refused.err for grant in wanted]) == (1, [True] * 3), refused.err
+            found = {row["check"]: row for row in cli("doctor", "--output", "json").json}
+            assert (found["rights to rebuild"]["state"], found["rights to rebuild"]["fix"]) == (
+                "warn",
+                "; ".join(wanted),
+            )
+            for grant in wanted:
+                connection.execute(grant.encode())
+            found = {row["check"]: row for row in cli("doctor", "--output", "json").json}
+            assert found["rights to rebuild"]["state"] == "ok"
+            built = cli("projections", "rebuild", *WHY, "--output", "json")
+            assert built.code == 0, built.err
+            promoted = cli("projections", "promote", built.json["name"], *WHY, "--output", "json")
+            assert promoted.code == 0, promoted.err
+            assert query(own, "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'kintsugi'") == [(owner,)]
+            sound(own)
+            assert cli("projections", "drop", promoted.json["retired"], *WHY).code == 0
+        finally:
+            connection.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"'.encode())
+
+
 def test_what_stands_in_the_way_is_said(own: Addresses, live: Role, cli: Cli) -> None:
     with psycopg.connect(own.postgres, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [0x6B67656E])
@@ -265,5 +339,9 @@ def test_what_stands_in_the_way_is_said(own: Addresses, live: Role, cli: Cli) ->
         altered = cli("projections", "rebuild", *WHY)
         assert (altered.code, "workflow_errors.mine: integer" in altered.err) == (4, True)
         connection.execute("ALTER TABLE kintsugi.workflow_errors DROP COLUMN mine")
+        connection.execute("CREATE VIEW kintsugi.open_ones AS SELECT id FROM kintsugi.workflows")
+        seen = cli("projections", "promote", "kintsugi_g9999", *WHY)
+        assert (seen.code, "open_ones" in seen.err) == (4, True)
+        connection.execute("DROP VIEW kintsugi.open_ones")
     assert "loading" not in states(cli)
     assert cli("projections", "promote", "kintsugi_g9999", *WHY).code == 4
