@@ -10,7 +10,8 @@ import sys
 import ops.replaying
 from confluent_kafka import Producer, SerializingProducer
 from confluent_kafka.admin import AdminClient
-packages, writers = ("ops", "consumers", "projections", "engine", "schemas"), {Producer, SerializingProducer, AdminClient}
+packages = ("ops", "consumers", "projections", "engine", "schemas")
+writers = {Producer, SerializingProducer, AdminClient}
 ours = [m for name, m in sys.modules.items() if name.partition(".")[0] in packages]
 assert len(ours) > 20
 print([m.__name__ for m in ours if any(isinstance(v, type) and v in writers for v in vars(m).values())])
