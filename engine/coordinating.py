@@ -35,7 +35,8 @@ from schemas.records.events import (
 from .effects import Coordinate, fact
 from .events import Delivered
 from .policy.model import Policy
-from .state import COMPLETED, Case, WorkflowState
+from .state import COMPLETED, Case, Transition, WorkflowState
+from .strategies import MANUAL
 
 R = TypeVar("R", bound=Record)
 #: Characters of a key; what is longer is cut, and two that begin alike are one.
@@ -55,10 +56,10 @@ def coordinate(state: WorkflowState, event: Delivered, policy: Policy) -> Iterat
         yield from tell(state, event, record)
     for t in state.transitions:
         case = t.case
-        if case is None or not (policy.storms.enabled or case.interventions):
-            continue  # without storms only an incident that a human was asked about has to hear of its error
+        if case is None or not (policy.storms.enabled or case.interventions or t.kind == "ended"):
+            continue  # without storms only what was tried has to be heard, and of errors that a human was asked about
         if t.kind == "opened" or (t.kind == "ended" and t.outcome == "failed"):
-            yield _told(FailureSeen, state, event, f"failure|{case.error_id}", **_failure(case))
+            yield _told(FailureSeen, state, event, f"failure|{case.error_id}", strategy=_tried(t), **_failure(case))
         elif t.kind in ("recovered", "closed"):
             yield _told(
                 FailureEnded,
@@ -69,6 +70,7 @@ def coordinate(state: WorkflowState, event: Delivered, policy: Policy) -> Iterat
                 fingerprint=case.fingerprint,
                 dependency=case.dependency,
                 outcome=t.kind,
+                strategy=_tried(t) if t.kind == "recovered" else "",
             )
         elif t.kind == "held" and t.attempt is not None and ":" in t.detail:  # a breaker's key, not a branch
             yield _told(
@@ -86,6 +88,12 @@ def coordinate(state: WorkflowState, event: Delivered, policy: Policy) -> Iterat
 
 def _told(kind: type[R], of: WorkflowState, event: Delivered, label: str, **fields: Any) -> Coordinate:
     return Coordinate(fact(kind, event, label, partition=of.partition, **fields))
+
+
+def _tried(t: Transition) -> str:
+    """The strategy of the attempt that ended; people who were asked are none."""
+    strategy = "" if t.attempt is None else t.attempt.decision.strategy
+    return "" if strategy == MANUAL else strategy
 
 
 def _failure(case: Case) -> dict[str, Any]:

@@ -11,7 +11,7 @@ LIMIT %(limit)s
 -- name: incident
 SELECT id, state, severity, title, key, kind, dependency, fingerprint, error_type, page, owner, note, reason, actor,
   error_count, affected_count, interventions, first_seen_at, last_seen_at, opened_at, updated_at, resolved_at, revision,
-  samples, log_partition
+  samples, tried, log_partition
 FROM incidents WHERE id = %(id)s
 
 -- name: affected

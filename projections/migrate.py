@@ -18,10 +18,17 @@ from .store import CONNECT_TIMEOUT_S, GENERATION
 
 #: One migration at a time, whoever runs it.
 _LOCK = 0x6B696E74
-#: What a version of the tables changes in those of the version before; its new tables come after it.
+#: What a version of the tables changes once its new tables are there.
 _CHANGES: dict[int, tuple[str, ...]] = {
     2: ("0002_states.sql", "0002_redactions.sql"),
-    3: ("0003_interventions.sql", "0003_errors.sql", "0003_generations.sql", "0003_progress.sql", "0003_parking.sql"),
+    3: (
+        "0003_interventions.sql",
+        "0003_errors.sql",
+        "0003_generations.sql",
+        "0003_progress.sql",
+        "0003_parking.sql",
+        "0003_tried.sql",
+    ),
 }
 
 
@@ -37,9 +44,9 @@ class Step:
 def _steps() -> list[tuple[str, LiteralString]]:
     found = [("0001_own", _text("projections", "own.sql"))]
     for version in range(1, TABLES_VERSION + 1):
-        found += [(file.removesuffix(".sql"), _text("projections", file)) for file in _CHANGES.get(version, ())]
         made = [t for t in TABLES if t.since == version]
         found += [(f"{version:04d}_{t.name}", _text(f"projections.{t.name}", "table.sql")) for t in made]
+        found += [(file.removesuffix(".sql"), _text("projections", file)) for file in _CHANGES.get(version, ())]
     return found
 
 

@@ -5,6 +5,7 @@ Texts of a record are cleaned: one line, bounded, no control characters, so that
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ SEVERITIES = ("low", "medium", "high", "critical")
 TITLE_CHARS_MAX = 120
 TEXT_CHARS_MAX = 200
 SAMPLES_MAX = 3
+#: Strategies that a message names, those that were tried most often; `kintsugi incidents show` has all.
+TRIED_MAX = 5
+NAME_CHARS_MAX = 60
 #: PagerDuty's limit is 255 characters; this and an id are 45.
 DEDUP_PREFIX = "kintsugi-"
 #: Control and format characters (direction marks and the like, which change how the rest is shown), and line ends.
@@ -78,6 +82,7 @@ def notice_of(record: IncidentChanged, kind: str, notification_id: str) -> Notic
         ("Workflows affected", str(record.affected_count)),
         ("Errors", str(record.error_count)),
         ("Wait for a human", str(record.interventions)),
+        ("Tried", _tried(record.tried)),
         ("Error type", clean(record.error_type)),
         ("Dependency", clean(record.dependency or "")),
         ("First seen", _time(record.first_seen_at)),
@@ -96,6 +101,16 @@ def notice_of(record: IncidentChanged, kind: str, notification_id: str) -> Notic
         error_type=clean(record.error_type),
         dependency=clean(record.dependency or ""),
     )
+
+
+def _tried(text: str) -> str:
+    """Each strategy with how often it succeeded, what was tried most often first."""
+    try:
+        rows = [(str(r["strategy"]), int(r["succeeded"]), int(r["failed"])) for r in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    told = [f"{clean(name, NAME_CHARS_MAX)} {good} of {good + bad} succeeded" for name, good, bad in rows[:TRIED_MAX]]
+    return "; ".join(told) + (f"; and {len(rows) - TRIED_MAX} more" if len(rows) > TRIED_MAX else "")
 
 
 def trial_notice(notification_id: str, actor: str) -> Notice:

@@ -31,6 +31,7 @@ from schemas.records.events import IncidentChanged
 
 from . import PRODUCER
 from .breakers import Breakers, Change
+from .tried import Attempts, Counts, text_of
 
 TIMER = "incident"
 WORKFLOW_TYPE = "kintsugi.incident"
@@ -82,6 +83,7 @@ class Incident:
     #: Error to the intervention that waits for a human.
     waiting: dict[str, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
+    tried: Counts = field(default_factory=dict)
     owner: str | None = None
     note: str | None = None
     escalated_us: int = 0
@@ -103,6 +105,7 @@ class Incidents:
         self._affected = 0
         #: Error to the key of the incident in which it waits for a human.
         self._asked: dict[str, str] = {}
+        self._attempts = Attempts()
 
     @property
     def open_count(self) -> int:
@@ -119,6 +122,8 @@ class Incidents:
         if isinstance(record, InterventionSeen):
             effects.extend(self._intervention(record, now_us))
         elif isinstance(record, FailureEnded):
+            own = self._open.get(key_of(record.fingerprint, record.dependency))
+            self._attempts.ended(record, None if own is None else own.tried)
             effects.extend(self._answered(record.error_id, record, now_us, None))
         elif isinstance(record, IncidentNoted):
             effects.extend(self._noted(record, now_us))
@@ -149,7 +154,9 @@ class Incidents:
     # What is seen
 
     def _failure(self, record: FailureSeen, now_us: int) -> Iterator[CoordinatorEffect]:
-        incident = self._open.get(key_of(record.fingerprint, record.dependency))
+        key = key_of(record.fingerprint, record.dependency)
+        incident = self._open.get(key)
+        self._attempts.failed(record, key, None if incident is None else incident.tried)
         if incident is None:
             return
         incident.errors += 1
@@ -170,6 +177,7 @@ class Incidents:
             incident.first_us, incident.errors = change.first_us, change.failures
             for workflow_id in change.workflows:
                 self._affects(incident, workflow_id, now_us)
+            self._attempts.give_all(change.key, incident.tried)
             incident.severity = _worse("low", record.severity)
             incident.channels = policy.intervention.channels
             incident.page = len(incident.affected) >= PAGE_AFFECTED
@@ -201,6 +209,7 @@ class Incidents:
         new = incident is None
         if incident is None:
             incident = self._opened(key, "intervention", record, now_us)
+        self._attempts.give(error_id, incident.tried)
         paged, incident.page = incident.page, True
         incident.last_us = now_us
         incident.severity = _worse(incident.severity, record.severity)
@@ -302,13 +311,15 @@ class Incidents:
             self._asked.pop(error_id, None)
         return effect
 
-    def dump(self) -> list[dict[str, Any]]:
+    def dump(self) -> dict[str, Any]:
         """As plain values."""
-        return [{f.name: getattr(incident, f.name) for f in fields(Incident)} for incident in self._open.values()]
+        rows = [{f.name: getattr(incident, f.name) for f in fields(Incident)} for incident in self._open.values()]
+        return {"open": rows, "attempts": self._attempts.dump()}
 
     def load(self, value: Any) -> None:
         """Inverse of `dump`."""
-        self._open = {row["key"]: Incident(**{**row, "channels": tuple(row["channels"])}) for row in value}
+        self._attempts.load(value["attempts"])
+        self._open = {row["key"]: Incident(**{**row, "channels": tuple(row["channels"])}) for row in value["open"]}
         self._keys = {incident.incident_id: key for key, incident in self._open.items()}
         self._affected = sum(len(incident.affected) for incident in self._open.values())
         self._asked = {error_id: key for key, incident in self._open.items() for error_id in incident.waiting}
@@ -382,5 +393,6 @@ def _write(
         note=incident.note,
         actor=actor,
         reason=reason,
+        tried=text_of(incident.tried),
     )
     return AppendTo(fact, None)

@@ -52,6 +52,13 @@ def show_(incident_id: str, output: str) -> None:
         show_json({**row, "breaker": breaker})
         return
     show_record({**{name: row[name] for name in _SHOWN}, "breaker": breaker})
+    click.echo("\nWhat was tried")
+    show(
+        [tried for tried in row["tried"] if isinstance(tried, dict)],
+        output,
+        columns=("strategy", "succeeded", "failed"),
+        empty="nothing yet",
+    )
     click.echo("\nSome of the workflows")
     show(row["affected"], output, empty="none that the tables know")
     if row["state"] != "resolved":

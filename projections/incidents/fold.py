@@ -8,7 +8,7 @@ import orjson
 
 from engine.events import Delivered
 from projections.kit import Table, Touch, columns
-from projections.values import text, text_or_none
+from projections.values import json_text, text, text_or_none
 from schemas.records.events import IncidentChanged
 
 
@@ -41,6 +41,7 @@ class Row(NamedTuple):
     resolved_at: int | None
     log_partition: int
     log_offset: int
+    tried: str
 
 
 def _changed(row: Row | None, event: Delivered) -> Row:
@@ -76,6 +77,7 @@ def _changed(row: Row | None, event: Delivered) -> Row:
         resolved_at=event.timestamp_us if r.state == "resolved" else None,
         log_partition=event.partition,
         log_offset=event.offset,
+        tried=json_text(r.tried) or "[]",
     )
 
 
@@ -115,6 +117,7 @@ TABLE = Table(
         resolved_at="time",
         log_partition="int",
         log_offset="bigint",
+        tried="jsonb",
     ),
     touches={IncidentChanged: Touch(_incident_id, _changed)},
     since=3,

@@ -41,6 +41,7 @@ class FailureEnded(Record):
     fingerprint: str
     dependency: str | None = None
     outcome: str
+    strategy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class FailureSeen(Record):
     fingerprint: str
     dependency: str | None = None
     attempts: int
+    strategy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,6 +245,7 @@ class IncidentChanged(Record):
     note: str | None = None
     actor: str | None = None
     reason: str
+    tried: str = "[]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

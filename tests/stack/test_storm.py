@@ -128,6 +128,10 @@ def test_a_storm_is_held_let_go_behind_canaries_and_shown_as_one_incident(
 
     wait_for("the end of the incident", healed, 90)
     assert len(answered) == 11, "each repair was sent once"
+    tried = json.loads(cli("show", incident_id, "--output", "json").stdout)["tried"]
+    assert 1 <= sum(row["succeeded"] for row in tried) <= 11, tried
+    text = cli("show", incident_id).stdout
+    assert "What was tried" in text and tried[0]["strategy"] in text
     late = cli("resolve", incident_id, "--reason", "it is over")
     assert late.returncode == 4, late.stderr
     for_people = cli("show", incident_id).stdout

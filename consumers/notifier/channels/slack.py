@@ -39,7 +39,7 @@ class Slack:
 
 def message_of(notice: Notice) -> dict[str, Any]:
     """The message as Slack's blocks. `verbatim` and the escapes keep a text from linking or calling anybody."""
-    fields = [_mrkdwn(f"*{label}*\n{escaped(text)}") for label, text in notice.facts[:_FIELDS_MAX]]
+    fields = [_mrkdwn(f"*{label}*\n{escaped(text)}") for label, text in notice.facts]
     headline = notice.headline[:_HEADER_CHARS_MAX]
     return {
         "text": escaped(notice.headline),
@@ -47,7 +47,10 @@ def message_of(notice: Notice) -> dict[str, Any]:
         "unfurl_media": False,
         "blocks": [
             {"type": "header", "text": {"type": "plain_text", "text": headline, "emoji": False}},
-            {"type": "section", "fields": fields},
+            *(
+                {"type": "section", "fields": fields[at : at + _FIELDS_MAX]}
+                for at in range(0, len(fields), _FIELDS_MAX)
+            ),
             {"type": "section", "text": _mrkdwn(f"`{escaped(notice.command)}`")},
         ],
     }

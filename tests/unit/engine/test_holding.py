@@ -10,7 +10,7 @@ import pytest
 from engine.coordinating import key_of
 from engine.fold_stages import BRANCHES
 from engine.inforce import BREAKERS_MAX, Breakers
-from engine.policy import default_policy
+from engine.policy import default_policy, load_policy
 from engine.snapshot import dump, load
 from engine.testing import Service, World
 from engine.timers import HOLD_SPREAD, hold_ms
@@ -62,7 +62,23 @@ def test_the_coordinator_hears_of_a_failure_and_of_its_end(world: World, service
     service.acknowledge(command)
     service.start("pull", command)
     service.complete("pull", command)
-    assert isinstance(world.told[-1], FailureEnded)
+    ended = world.told[-1]
+    assert isinstance(ended, FailureEnded)
+    assert (seen.strategy, ended.outcome, ended.strategy) == ("", "recovered", service.decisions[0].strategy)
+
+
+@pytest.mark.parametrize("storms", ["true", "false"])
+def test_the_coordinator_hears_of_what_was_tried_in_vain(storms: str) -> None:
+    world = World(load_policy(f"workflow_error_handling: {{storms: {{enabled: {storms}}}}}", "test"))
+    service = Service(world, STEPS)
+    service.start("pull")
+    service.fail("pull", "TIMEOUT")
+    world.advance(service.decisions[0].execute_after_ms)
+    service.acknowledge(world.commands[0])
+    service.start("pull", world.commands[0])
+    service.fail("pull", "TIMEOUT", world.commands[0])
+    seen = [r for r in world.told if isinstance(r, FailureSeen)]
+    assert [r.strategy for r in seen if r.strategy] == ["retry_step"]
 
 
 def test_a_command_is_held_while_the_breaker_of_its_dependency_is_open(world: World, service: Service) -> None:

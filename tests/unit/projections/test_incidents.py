@@ -41,6 +41,7 @@ def changed(revision: int, **fields: object) -> IncidentChanged:
         samples=(derive_id("workflow", "test"),),
         channels=("slack",),
         reason="its breaker is open",
+        tried='[{"strategy": "retry_step", "succeeded": 0, "failed": 2}]',
     )
     return replace(base, **fields)  # type: ignore[arg-type]
 
@@ -60,6 +61,7 @@ def test_an_incident_is_one_row_that_says_its_last_revision() -> None:
     assert (row.opened_at, row.updated_at, row.resolved_at) == (1_000_000, 3_000_000, 3_000_000)
     assert orjson.loads(row.samples) == [derive_id("workflow", "test")]
     assert row.key == "dependency:pay\ufffdments"
+    assert orjson.loads(row.tried) == [{"strategy": "retry_step", "succeeded": 0, "failed": 2}]
 
 
 def test_an_older_revision_changes_nothing() -> None:

@@ -29,6 +29,7 @@ def incident(revision: int = 1, incident_id: str = INCIDENT, **fields: Any) -> I
         "samples": ("00000000-0000-4000-8000-0000000000b1",),
         "channels": ("slack", "email", "pagerduty"),
         "reason": "opened",
+        "tried": '[{"strategy": "retry_step", "succeeded": 2, "failed": 38}]',
     }
     return IncidentChanged(
         event_id=str(uuid.uuid4()),

@@ -56,9 +56,11 @@ def test_slack_gets_title_counts_and_the_equal_command(http: HttpReceiver) -> No
     assert slack(http).send(notice_of(incident(), "trigger", NOTIFICATION)) == "200 ok"
     (request,) = http.requests
     assert request.path == f"/services/{SECRET}"
-    header, facts, command = request.document["blocks"]
+    header, *facts, command = request.document["blocks"]
     assert header["text"] == {"type": "plain_text", "text": "payments does not answer", "emoji": False}
-    texts = [field["text"] for field in facts["fields"]]
+    texts = [field["text"] for section in facts for field in section["fields"]]
+    assert all(len(section["fields"]) <= 10 for section in facts), "Slack refuses more"
+    assert "*Tried*\nretry_step 2 of 40 succeeded" in texts
     assert "*Workflows affected*\n9000" in texts
     assert "*Errors*\n10000" in texts
     assert command["text"]["text"] == f"`kintsugi incidents show {INCIDENT}`"
@@ -87,6 +89,7 @@ def test_pagerduty_gets_one_dedup_key_for_all_of_an_incident(http: HttpReceiver)
     assert [event["payload"]["severity"] for event in events[:2]] == ["error", "critical"]
     assert events[0]["payload"]["summary"] == "payments does not answer"
     assert events[0]["payload"]["component"] == "payments"
+    assert events[0]["payload"]["custom_details"]["Tried"] == "retry_step 2 of 40 succeeded"
     assert events[0]["payload"]["custom_details"]["Command"] == f"kintsugi incidents show {INCIDENT}"
     assert all("payload" not in event for event in events[2:])
     assert {request.path for request in http.requests} == {"/v2/enqueue"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from consumers.notifier.channels.email import Email
-from consumers.notifier.notice import clean, notice_of, raised
+from consumers.notifier.notice import TRIED_MAX, clean, notice_of, raised
 from consumers.notifier.settings import channels_of, configured
 from schemas.errors import ConfigError
 
@@ -105,6 +106,22 @@ def test_an_escalation_is_one_step_worse() -> None:
     assert [raised(s) for s in ("low", "medium", "high", "critical", "odd")] == [
         "medium", "high", "critical", "critical", "critical",
     ]  # fmt: skip
+
+
+def told(tried: str) -> str | None:
+    return dict(notice_of(incident(tried=tried), "trigger", "n").facts).get("Tried")
+
+
+def test_a_message_says_what_was_tried() -> None:
+    rows = [{"strategy": f"s{n}\u202e", "succeeded": n, "failed": 1} for n in range(TRIED_MAX + 2)]
+    some = "; ".join(f"s{n} {n} of {n + 1} succeeded" for n in range(TRIED_MAX))
+    assert told(json.dumps(rows[:TRIED_MAX])) == some
+    assert told(json.dumps(rows)) == f"{some}; and 2 more"
+
+
+@pytest.mark.parametrize("tried", ["[]", "", "no JSON", "[1]", "null", '[{"strategy": "a"}]', "[" * 100_000])
+def test_of_what_was_not_tried_a_message_says_nothing(tried: str) -> None:
+    assert told(tried) is None
 
 
 def test_a_message_quotes_no_note_and_no_reason() -> None:

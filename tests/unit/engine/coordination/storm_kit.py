@@ -101,7 +101,7 @@ class Watch:
             )
         )
 
-    def end(self, who: int, outcome: str = "recovered") -> list[Record]:
+    def end(self, who: int, outcome: str = "recovered", strategy: str = "") -> list[Record]:
         """A workflow's error is over."""
         return self.fold(
             FailureEnded(
@@ -111,6 +111,7 @@ class Watch:
                 fingerprint="f" * 16,
                 dependency="payments",
                 outcome=outcome,
+                strategy=strategy,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -250,6 +251,58 @@ def test_beyond_the_bound_one_incident_stands_for_all_others(watch: Watch, monke
     }
 
 
+def tried(watch: Watch) -> dict[str, tuple[int, int]]:
+    rows = json.loads(incident(watch.said).tried)
+    return {row["strategy"]: (row["succeeded"], row["failed"]) for row in rows}
+
+
+def test_it_says_what_was_tried_before_a_human_was_asked(watch: Watch) -> None:
+    watch.fail(1)
+    for strategy in ("retry_step", "retry_step", "restart_from_checkpoint"):
+        watch.fail(1, strategy=strategy)
+    watch.fail(2, strategy="complete_restart")  # looks the same, and nobody is asked about it
+    watch.ask(1)
+    assert tried(watch) == {"retry_step": (0, 2), "restart_from_checkpoint": (0, 1)}
+    assert list(tried(watch)) == ["retry_step", "restart_from_checkpoint"], "the most often first"
+    watch.fail(1, strategy="retry_step")
+    watch.end(1, strategy="skip_step")
+    assert tried(watch) == {"retry_step": (0, 3), "restart_from_checkpoint": (0, 1), "skip_step": (1, 0)}
+
+
+def test_it_says_what_was_tried_on_all_that_a_breaker_holds(watch: Watch) -> None:
+    watch.fail(0, strategy="retry_step")
+    watch.fail(7, "mail", strategy="complete_restart")
+    watch.fail(9, strategy="retry_step")
+    watch.end(9, strategy="retry_step")  # over before there is an incident
+    watch.storm(6)
+    for who in range(6):
+        watch.fail(who, strategy="queue_for_later")
+    watch.end(0, strategy="queue_for_later")
+    watch.wait(11)
+    assert tried(watch) == {"queue_for_later": (1, 6), "retry_step": (0, 1)}
+
+
+def test_an_error_without_a_repair_is_nothing_that_was_tried(watch: Watch) -> None:
+    watch.storm(6)
+    watch.end(0, "closed")
+    watch.wait(11)
+    assert tried(watch) == {}
+
+
+def test_what_was_tried_is_bounded(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.coordination.tried.ERRORS_MAX", 2)
+    monkeypatch.setattr("engine.coordination.tried.STRATEGIES_MAX", 3)
+    for who in range(3):
+        for strategy in "abcde":
+            watch.fail(who, "one", strategy=strategy)
+    watch.ask(0, dependency="one")
+    assert tried(watch) == {}, "the oldest was forgotten"
+    watch.ask(1, dependency="one")
+    watch.ask(2, dependency="one")
+    watch.wait(11)
+    assert tried(watch) == {"a": (0, 2), "b": (0, 2), "c": (0, 2), "other": (0, 4)}
+
+
 def test_counts_of_affected_workflows_are_bounded(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AFFECTED_MAX", 10)
     for who in range(64):
@@ -260,11 +313,15 @@ def test_counts_of_affected_workflows_are_bounded(watch: Watch, monkeypatch: pyt
 def test_another_process_takes_over_open_incidents(watch: Watch) -> None:
     other = Watch()
     for each in (watch, other):
+        each.fail(40, "mail", strategy="retry_step")
         each.storm(10)
+        each.fail(3, strategy="retry_step")
         each.ask(3)
     other.again()
     for each in (watch, other):
         each.fail(30)
+        each.ask(40, dependency="mail")
+        assert tried(each) == {"retry_step": (0, 1)}
         each.wait(11)
         each.ask(3, "ended", actor="ada")
         each.note(incident(each.said).incident_id, "note", note="still at it")
