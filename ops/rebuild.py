@@ -7,11 +7,10 @@ batch with its position.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -34,13 +33,13 @@ from schemas.topics import EVENTS
 
 from .archive import history_of
 from .catching_up import LAG_RECORDS_MAX, Progress, catch_up, catch_up_whole, events_of, lag_of, positions
+from .sharing import share
 from .spool import Spool
 from .stack import Addresses
 
 #: Tries to get past readers when the tables change places.
 SWAP_TRIES_MAX = 60
 _SWAP_PAUSE_S = 0.5
-_POLL_S = 0.5
 #: How long a rebuild waits for a server that is away before it ends, to be begun again: longer than a restart with
 #: recovery takes.
 WAIT_S_MAX = 900.0
@@ -250,31 +249,14 @@ def _fill(at: Addresses, connection: g.Connection, name: str, progress: Progress
         return 0, 0  # it was filled before
     ranges = [tuple(row) for row in connection.execute(g.QUERIES["ranges"], {"name": name}).fetchall()]
     ranges.sort(key=lambda r: r[1] - r[2])  # the longest first
-    total = sum(end - first for _, first, end in ranges)
-    if processes == 1:
-        done = _partitions(at, name, _told(ranges, total, progress))
-        progress("rows", total, total)
-        return done
-    events = rows = read = 0
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        shares = [share for n in range(processes) if (share := ranges[n::processes])]
-        pending = {pool.submit(_partitions, at, name, share): sum(r[2] - r[1] for r in share) for share in shares}
-        while pending:
-            finished, _ = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in finished:
-                read += pending.pop(future)
-                more_events, more_rows = future.result()
-                events, rows = events + more_events, rows + more_rows
-            progress("rows", read, total)
-    return events, rows
+    sizes = [end - first for _, first, end in ranges]
 
+    def begins(number: int) -> None:
+        progress("rows", sum(sizes[:number]), sum(sizes))
 
-def _told(ranges: Iterable[tuple[int, int, int]], total: int, progress: Progress) -> Iterator[tuple[int, int, int]]:
-    read = 0
-    for one in ranges:
-        progress("rows", read, total)
-        yield one
-        read += one[2] - one[1]
+    done = share(partial(_partitions, at, name), ranges, processes, begins=begins)
+    progress("rows", sum(sizes), sum(sizes))
+    return sum(events for events, _ in done), sum(rows for _, rows in done)
 
 
 def _partitions(at: Addresses, name: str, ranges: Iterable[tuple[int, int, int]]) -> tuple[int, int]:
