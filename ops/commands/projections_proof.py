@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ops.commands.verify import say_outcome
 from ops.output import ID, MISMATCH, output_option, progress_bar, say, show, show_json
 
 
@@ -72,15 +73,7 @@ def verify(
         if report.drifts:
             show([asdict(drift) for drift in report.drifts], output)
     say(f"{report.events} events in {report.passes} passes, {report.unreadable} records set aside")
-    if report.behind:
-        say(f"the tables are {report.behind} records behind the log; what they hold was compared up to there")
-    if report.unproven:
-        say(f"{report.unproven} rows were not compared: neither log nor archive hold the beginning of their workflows")
-    if not report.sound:
-        for what, count in sorted(report.counts.items()):
-            say(f"  {what}: {count}")
-        say("log and tables do not agree")
-        raise click.exceptions.Exit(MISMATCH)
+    say_outcome(report)
     say("log and tables agree")
 
 

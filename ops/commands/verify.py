@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ops.output import MISMATCH, output_option, progress_bar, say, show, show_json
+
+if TYPE_CHECKING:
+    from ops.tables_proof import TablesReport
 
 
 @click.command()
@@ -40,6 +44,16 @@ def verify(policy: Path | None, only: str | None, without_archive: bool, output:
         if report.drifts:
             show([asdict(d) for d in report.drifts], output)
     say(f"{report.events} events, {report.commands} commands, {report.unreadable} records set aside")
+    say_outcome(report)
+    say(
+        {"log": "log and commands agree", "tables": "log and tables agree"}.get(
+            only or "", "log, commands and tables agree"
+        )
+    )
+
+
+def say_outcome(report: TablesReport) -> None:
+    """What a proof of the tables left out, and in what it found them wrong: then the process ends with 6."""
     if report.behind:
         say(f"the tables are {report.behind} records behind the log; what they hold was compared up to there")
     if report.unproven:
@@ -49,8 +63,3 @@ def verify(policy: Path | None, only: str | None, without_archive: bool, output:
             say(f"  {what}: {count}")
         say("log and tables do not agree")
         raise click.exceptions.Exit(MISMATCH)
-    say(
-        {"log": "log and commands agree", "tables": "log and tables agree"}.get(
-            only or "", "log, commands and tables agree"
-        )
-    )

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kintsugi_client import Client, StepContext
 
-from ops.stack import Addresses
 from schemas.records.commands import RetryStep
 from schemas.records.events import CheckpointCreated, InterventionRequested, WorkflowCompleted
 from schemas.topics import EVENTS
 
-from .cli import Cli
-from .client_kit import state_of
-from .kit import Role, Topics, wait_for
-
-#: Asks a human at once.
-PATIENT = Path(__file__).with_name("ask_at_once.yaml")
-
-
-@pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
-    return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ann"}
-
-
-@pytest.fixture
-def cli(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Cli:
-    return Cli({**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}, monkeypatch, capfd)
+from ..cli import Cli
+from ..client_kit import state_of
+from ..kit import Topics, wait_for
 
 
 @pytest.fixture
@@ -59,11 +41,8 @@ def shop(environment: dict[str, str], service_name: str) -> Iterator[Any]:
     client.close(5.0)
 
 
-def test_a_workflow_is_let_pass_and_its_state_corrected(
-    cli: Cli, topics: Topics, start: Callable[..., Role], shop: Any
-) -> None:
-    start("recovery", "--policy", str(PATIENT)).wait_log("started")
-    start("projector").wait_log("started")
+@pytest.mark.usefixtures("roles")
+def test_a_workflow_is_let_pass_and_its_state_corrected(cli: Cli, topics: Topics, shop: Any) -> None:
     workflow_id = shop.start({"address": "Main St"}).workflow_id
 
     def asked(trigger: str) -> str | None:
