@@ -12,7 +12,7 @@ from collections.abc import Callable
 from schemas.errors import ConfigError
 
 #: Between reading a batch, folding it, handing its effects to the producer, their acknowledgement, and the commit.
-_OF_ROLES = ("after_poll", "after_fold", "after_append", "after_flush", "after_write", "after_commit")
+ROLE_POINTS = ("after_poll", "after_fold", "after_append", "after_flush", "after_write", "after_commit")
 #: Steps of a rebuild and of a promotion; `rebuild_swapped` lies before the commit.
 REBUILD_POINTS = (
     "rebuild_begun",
@@ -23,7 +23,7 @@ REBUILD_POINTS = (
     "rebuild_caught_up",
     "rebuild_swapped",
 )
-POINTS = (*_OF_ROLES, *REBUILD_POINTS)
+POINTS = (*ROLE_POINTS, *REBUILD_POINTS)
 
 
 def _nothing(name: str) -> None:

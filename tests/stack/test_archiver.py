@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from consumers.crash import POINTS
+from consumers.crash import ROLE_POINTS
 from consumers.log_reader import LogReader
 from ops import archive as ops_archive
 from ops.archive import Report
@@ -109,7 +109,7 @@ def position(at: Addresses, group: str) -> int:
 
 def test_killed_at_every_step_it_leaves_no_gap_and_no_overlap(topics: Topics, store: Addresses, start: Start) -> None:
     count = 0
-    for point in POINTS:
+    for point in ROLE_POINTS:
         # A group of its own: the one before was killed, and its group would wait for it.
         role = start("archiver", *SOON, "--group", str(uuid.uuid4()), crash_at=f"{point}:2")
 

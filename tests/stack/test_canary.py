@@ -151,8 +151,8 @@ def test_what_a_workflow_carries_is_in_no_log(topics: Topics, own: Addresses, st
         connection.execute("ALTER TABLE workflow_errors ADD CONSTRAINT no CHECK (error_code <> 'REFUSED') NOT VALID")
     refused = str(uuid.uuid4())
     topics.put(replace(failure(refused), error_code="REFUSED"), build(WorkflowCompleted, refused))
-    ids.append(refused)
     wait_for("all workflows", lambda: all(done(own, i) for i in ids))
+    roles["projector"].wait_log("workflow parked", workflow_id=refused)
     wait_for("recovery", lambda: roles["recovery"].metric("kintsugi_consumer_lag_records") == 0)
     letters = [x["reason"] for x in roles["projector"].lines if x["event"] == "dead letter"]
     assert {"wrong_magic", "too_long", "wrong_key", "refused_by_postgres"} <= set(letters)

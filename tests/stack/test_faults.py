@@ -147,7 +147,7 @@ class Between:
                 threading.Thread(target=self._down, args=(broker, client, last), daemon=True).start()
 
     def _up(self, client: socket.socket, broker: socket.socket, last: threading.Event) -> None:
-        with contextlib.suppress(OSError), client.makefile("rb") as requests, broker:
+        with contextlib.suppress(OSError), client, client.makefile("rb") as requests, broker:
             while size := requests.read(4):
                 request = requests.read(int.from_bytes(size, "big"))
                 if request[:2] == PRODUCE:
