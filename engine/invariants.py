@@ -36,8 +36,16 @@ from .timers import next_due_us
 GRACE_US = 15_000_000
 #: Facts that engines before 0.3.0 did not write: in what they left behind none is missed.
 _LATER = frozenset({"DependantsHeld", "DependantsReleased", "RepairHeld", "ResourceLimitNear"})
-#: Who wrote a record, when, and why in words: that may be said in another way and mean the same.
-_WORDS = frozenset(Record.__dataclass_fields__) | {"reason", "actor", "rule", "evidence", "alternatives"}
+#: Who wrote a record, when, and why in words: that may be said in another way and mean the same. So may another text of
+#: the policy, as of the release before.
+_WORDS = frozenset(Record.__dataclass_fields__) | {
+    "reason",
+    "actor",
+    "rule",
+    "evidence",
+    "alternatives",
+    "policy_version",
+}
 _COMPARED_TYPES: tuple[type[Record], ...] = (RecoveryDecided, *COMMAND_TYPES.values())
 #: Fields of decisions and commands that say what is to be done.
 _COMPARED = {kind.__name__: tuple(f.name for f in fields(kind) if f.name not in _WORDS) for kind in _COMPARED_TYPES}

@@ -126,7 +126,7 @@ def differing(findings: list[Finding]) -> str:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("strategy", "retry_step"), ("parameters", '{"factor": 4}'), ("policy_version", "0"), ("execute_after_ms", 7)],
+    [("strategy", "retry_step"), ("parameters", '{"factor": 4}'), ("execute_after_ms", 7)],
 )
 def test_a_decision_that_says_something_else_is_found(
     world: World, service: Service, field: str, value: object
@@ -148,7 +148,7 @@ def test_a_command_that_says_something_else_is_found(world: World, service: Serv
     assert detail.endswith("; step_id is 'test' and not 'build'")
 
 
-def test_another_policy_with_the_same_effects_is_found(world: World, service: Service) -> None:
+def test_another_policy_that_says_the_same_is_none_that_disagrees(world: World, service: Service) -> None:
     def with_policy(policy: Policy) -> list[Finding]:
         checked = LogCheck(policy)
         checked.begins_at_zero(0)
@@ -158,8 +158,10 @@ def test_another_policy_with_the_same_effects_is_found(world: World, service: Se
             checked.command(command, world.now_us)
         return checked.findings(world.now_us)
 
-    assert "policy_version is" in differing(with_policy(POLICY))
-    assert with_policy(default_policy()) == []
+    same, ran = replace(default_policy(), version="another text"), default_policy()
+    assert with_policy(ran) == with_policy(same) == []
+    patient = replace(ran, timeouts=replace(ran.timeouts, acknowledge_ms=ran.timeouts.acknowledge_ms + 1))
+    assert "expires_at is" in differing(with_policy(patient))
 
 
 def test_a_reason_may_be_put_in_other_words(world: World, service: Service) -> None:
