@@ -18,23 +18,20 @@ from engine.backtest import Backtest
 from engine.backtest_report import Report, account
 from engine.inspection import Inspector
 from engine.policy import Policy
-from schemas.admission import admit
 from schemas.archive import Archive
 from schemas.archive_format import Gap
-from schemas.codec import Codec, Unknown
+from schemas.codec import Codec
 from schemas.errors import FatalError, PoisonError
 from schemas.keystore import keys_optional, open_keystore
-from schemas.records import Command
 from schemas.records.events import PolicyChanged
 from schemas.registry import Registry
 
 from .archive import archive_of, history_of
 from .stack import Addresses
+from .tables_proof import counted, event_of
 
 #: History before the time that is asked about: the longest that a workflow may take by the policy that ships.
 LEAD_MS = 24 * 3600 * 1000
-#: A call of the progress for so many records.
-_PROGRESS_RECORDS = 1_000
 
 #: Called with (what is being done, records done, records in all).
 Progress = Callable[[str, int, int], None]
@@ -119,22 +116,18 @@ class _Reading:
         total, unreadable = sum(end - start for start, end in ranges.values()), 0
         if total <= 0:
             raise FatalError("the history is empty: no record in that time", hint="kintsugi archive status")
-        for done, found in enumerate(self._history.read(ranges, on_gap=self._gap)):
-            if done % _PROGRESS_RECORDS == 0:
-                progress("events", done, total)
+        for found in counted("events", self._history.read(ranges, on_gap=self._gap), ranges, progress):
             try:
-                record = admit(codec, found.key, found.value)
+                record = event_of(codec, found)
             except PoisonError:
-                unreadable += 1
-                continue
-            if isinstance(record, Unknown | Command):
+                record = None
+            if record is None:
                 unreadable += 1
                 continue
             only = self._asked.workflow_type
             if only is not None and record.workflow_type != only and not isinstance(record, PolicyChanged):
                 continue
             fold.event(inspector.deliver(record, found.partition, found.offset, found.timestamp_ms * 1000))
-        progress("events", total, total)
         return unreadable
 
     def _range(self, partition: int, found: Bounds) -> tuple[int, int]:

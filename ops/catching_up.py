@@ -13,16 +13,15 @@ from engine.inspection import Inspector
 from projections import generations as g
 from projections.following import Following
 from projections.store import GENERATION
-from schemas.admission import admit
-from schemas.codec import Codec, Unknown
+from schemas.codec import Codec
 from schemas.errors import PoisonError
 from schemas.log_record import LogRecord
-from schemas.records import Command
 from schemas.registry import Registry
 from schemas.topics import EVENTS
 
 from .archive import history_of
 from .stack import Addresses
+from .tables_proof import event_of
 
 #: A generation this near to the live tables may be compared and promoted: about a second of a busy log.
 LAG_RECORDS_MAX = 5_000
@@ -56,10 +55,10 @@ def events_of(codec: Codec, records: Iterable[LogRecord], without: Collection[in
         if found.offset in without:
             continue
         try:
-            record = admit(codec, found.key, found.value)
+            record = event_of(codec, found)
         except PoisonError:
             continue
-        if not isinstance(record, Unknown | Command):
+        if record is not None:
             yield inspector.deliver(record, found.partition, found.offset, found.timestamp_ms * 1000)
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -111,6 +112,12 @@ def _text(value: Any) -> str:
 def printable(text: str) -> str:
     """Text of a service's making without control characters, which could rewrite what the terminal shows."""
     return _CONTROL.sub("\ufffd", text)
+
+
+def utc(text: str) -> datetime:
+    """A time as people give it: without a zone it is UTC, as everything that is printed. ValueError when it is none."""
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 class _Id(click.ParamType[str]):

@@ -22,6 +22,7 @@ from schemas.topics import EVENTS
 from . import migrate
 from .catalog import TABLES
 from .kit import TABLES_VERSION
+from .parking import said
 from .sql import blocks
 from .store import CONNECT_TIMEOUT_S, GATE, GENERATION
 
@@ -81,17 +82,13 @@ def connected(url: str) -> Iterator[Connection]:
     except psycopg.errors.LockNotAvailable:
         raise SwapTimeoutError("a reader holds the tables", hint="try again, or end long transactions") from None
     except psycopg.errors.InsufficientPrivilege as error:
-        raise FatalError(f"the database role lacks a right: {_said(error)}", hint="kintsugi doctor") from None
+        raise FatalError(f"the database role lacks a right: {said(error)}", hint="kintsugi doctor") from None
     except psycopg.ProgrammingError as error:
         raise FatalError(
-            f"the tables are not as they should be: {_said(error)}", hint="run: kintsugi db migrate"
+            f"the tables are not as they should be: {said(error)}", hint="run: kintsugi db migrate"
         ) from None
     except psycopg.OperationalError as error:
-        raise RetriableError(f"Postgres: {_said(error)}", hint="kintsugi status") from None
-
-
-def _said(error: psycopg.Error) -> str:
-    return error.diag.message_primary or str(error)
+        raise RetriableError(f"Postgres: {said(error)}", hint="kintsugi status") from None
 
 
 @contextmanager

@@ -131,6 +131,12 @@ def said(error: psycopg.Error) -> str:
     return (error.diag.message_primary or str(error)).split(': "')[0]
 
 
+def headers_json(headers: Iterable[tuple[str, bytes | None]]) -> Jsonb:
+    """A record's headers as text, for people: jsonb takes neither other bytes nor U+0000."""
+    told = ((name, (value or b"").decode("utf-8", "replace")) for name, value in headers)
+    return Jsonb([[part.replace("\x00", "\ufffd") for part in header] for header in told])
+
+
 def letter_of(queued: Queued, reason: str, detail: str) -> DeadLetter:
     """The record for which a workflow is parked."""
     record = queued.record
@@ -165,8 +171,6 @@ def statements(
         yield SQL["park"], {**place, "workflow_id": workflow_id, **told}
     for found in queued:
         record = found.record
-        headers = [[name, (value or b"").decode("utf-8", "replace").replace("\x00", "\ufffd")]
-                   for name, value in record.headers]  # fmt: skip
         yield (
             SQL["queue"],
             {
@@ -176,7 +180,7 @@ def statements(
                 "record_type": type(found.event.record).__name__,
                 "key": record.key,
                 "value": record.value,
-                "headers": Jsonb([[name.replace("\x00", "\ufffd"), text] for name, text in headers]),
+                "headers": headers_json(record.headers),
                 "timestamp_us": found.event.timestamp_us,
             },
         )

@@ -9,14 +9,12 @@ again is written as several, one after the other. No error quotes a row: Postgre
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from engine.events import Delivered
 from schemas.dead_letters import DeadLetter
@@ -335,16 +333,13 @@ def _split(dead: Sequence[DeadLetter], cut: int) -> tuple[list[DeadLetter], list
 
 
 def _letter_values(letter: DeadLetter) -> dict[str, Any]:
-    headers = [
-        [name, (value or b"").decode("utf-8", "replace").replace("\x00", "\ufffd")] for name, value in letter.headers
-    ]
     return {
         "topic": letter.topic,
         "partition": letter.partition,
         "offset": letter.offset,
         "key": letter.key,
         "value": letter.value,
-        "headers": Jsonb(headers, dumps=lambda value: json.dumps(value).replace("\\u0000", "\\ufffd")),
+        "headers": parking.headers_json(letter.headers),
         "stage": letter.stage,
         "reason": letter.reason,
         "detail": letter.detail[:_DETAIL_MAX].replace("\x00", "\ufffd"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.output import output_option, printable, progress_bar, say, show, show_json
+from ops.output import output_option, printable, progress_bar, say, show, show_json, utc
 
 if TYPE_CHECKING:
     from engine.backtest import ErrorRow
@@ -41,10 +41,9 @@ class _Moment(click.ParamType[int]):
         if text[:-1].isascii() and text[:-1].isdigit() and text[-1:] in _UNITS_S and len(text) <= 10:
             return max(0, now_ms - int(text[:-1]) * _UNITS_S[text[-1]] * 1000)
         try:
-            moment = datetime.fromisoformat(text)
+            return int(utc(text).timestamp() * 1000)
         except ValueError:
             self.fail(f"{text!r} is no time; one looks like 30d or 2026-11-20T10:00:00Z", param, ctx)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.output import CONFLICT, FAILED, ID, OK, TIMED_OUT, output_option, say, show, show_json, show_record
+from ops.output import CONFLICT, FAILED, ID, OK, TIMED_OUT, output_option, say, show, show_json, show_record, utc
 
 if TYPE_CHECKING:
     from ops.restore import Plan, Restore, Target
@@ -24,11 +24,9 @@ class _Time(click.ParamType[datetime]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
-            moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+            return value if isinstance(value, datetime) else utc(str(value))
         except ValueError:
             self.fail(f"{value!r} is no time; one looks like 2026-11-20T10:00:00Z", param, ctx)
-        # A time without a zone is UTC, as everything that is printed.
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 @click.command()
