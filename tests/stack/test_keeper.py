@@ -18,6 +18,7 @@ from schemas.records.commands import ResumeFromCheckpoint
 from schemas.records.events import CheckpointRejected, WorkflowErrorOccurred
 from schemas.topics import EVENTS
 
+from .client_kit import partition_of
 from .keeping import Start, applied, beginning, checkpoints, policy_of, stand_at_the_logs_end
 from .kit import Role, Topics, wait_for
 from .stacks import own_stack
@@ -177,7 +178,11 @@ def test_servers_away_for_a_while_reject_nothing_and_damage_on_the_brokers_disk_
     with own_stack(tmp_path / "stack") as at:
         topics, folder = Topics(at), tmp_path / "objects"
         environment = {**os.environ, **at.environment(), "KINTSUGI_OBJECTS": folder.as_uri()}
-        workflow_id, other = str(uuid.uuid4()), str(uuid.uuid4())
+        # In another partition, as the damage takes all records that lie in one batch on the disk.
+        workflow_id = str(uuid.uuid4())
+        other = next(
+            i for i in (str(uuid.uuid4()) for _ in range(1_000)) if partition_of(i) != partition_of(workflow_id)
+        )
         made = checkpoints(workflow_id, 2, Objects(folder.as_uri()))
         topics.put(*beginning(workflow_id), *made, *beginning(other), *checkpoints(other, 40, size=2_000))
         projector = Role("projector", environment, tmp_path / "projector.log")

@@ -34,10 +34,14 @@ def cli(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pyt
 
 
 @pytest.fixture
-def ids(topics: Topics, own: Addresses, start: Start) -> list[str]:
-    """Workflows whose rows are there; the projector goes on."""
+def projector(start: Start) -> Role:
+    return start("projector")
+
+
+@pytest.fixture
+def ids(topics: Topics, own: Addresses, projector: Role) -> list[str]:
+    """Workflows whose rows are there; the projector goes on with what else is in the log."""
     made = [str(uuid.uuid4()) for _ in range(6)]
-    start("projector")
     for workflow_id in made:
         topics.put(*healthy(workflow_id))
     wait_for("all workflows", lambda: all(status_of(own, i) == "completed" for i in made), 60)
@@ -108,7 +112,8 @@ def test_what_a_hand_did_is_listed_by_row_and_column(
     assert cli("projections", "verify", "--workflow", altered).code == 6
 
 
-def test_a_sample_is_the_same_for_one_seed(own: Addresses, ids: list[str], cli: Cli) -> None:
+def test_a_sample_is_the_same_for_one_seed(own: Addresses, ids: list[str], projector: Role, cli: Cli) -> None:
+    assert projector.stop() == 0  # else there are more to choose from each time
     known = [row[0] for row in query(own, "SELECT id::text FROM workflows")]
     first = min(known, key=lambda workflow_id: rank(7, workflow_id))
     alter(own, "UPDATE workflows SET steps = steps + 1 WHERE id = %s", first)
@@ -120,7 +125,10 @@ def test_a_sample_is_the_same_for_one_seed(own: Addresses, ids: list[str], cli: 
     assert cli("projections", "verify", "--sample", "2", "--workflow", first).code == 2
 
 
-def test_a_workflow_gone_from_all_tables_is_sampled_from_the_log(own: Addresses, ids: list[str]) -> None:
+def test_a_workflow_gone_from_all_tables_is_sampled_from_the_log(
+    own: Addresses, ids: list[str], projector: Role
+) -> None:
+    assert projector.stop() == 0  # else there are more to choose from than were counted
     known = len(query(own, "SELECT id FROM workflows"))
     for table in ("workflow_errors", "workflow_state_history", "workflow_checkpoints"):
         alter(own, f"DELETE FROM {table} WHERE workflow_id = %s", ids[0])
