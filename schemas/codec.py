@@ -2,7 +2,8 @@
 
 Confluent's form is `00`, a big-endian 32-bit schema id, the Avro body. Avro's single-object form is `C3 01`, a
 little-endian CRC-64 fingerprint, the body. The reader tells them apart by the first bytes. Decoding is one dictionary
-look-up and one `schemaless_reader`; schema resolution runs only when the writer's schema differs from ours.
+look-up and one `schemaless_reader`; schema resolution runs only when the writer's schema differs from ours, and so do
+upcasters (`upcasters`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .lint import unsafe_reason
 from .records import RECORD_TYPES, Record
 from .records.events import StepSpec
 from .topics import MESSAGE_SIZE_BYTES_MAX
+from .upcasters import Fill, fills
 
 _CONFLUENT = struct.Struct(">bI")
 _SINGLE_OBJECT = b"\xc3\x01"
@@ -84,6 +86,16 @@ def _builder(name: str) -> Callable[[dict[str, Any]], Record] | None:
 
         return with_texts
     return lambda value: record_type(**value)
+
+
+def _upcasting(
+    build: Callable[[dict[str, Any]], Record], missing: tuple[tuple[str, Fill], ...]
+) -> Callable[[dict[str, Any]], Record]:
+    def upcast(value: dict[str, Any]) -> Record:
+        value.update([(name, fill(value)) for name, fill in missing])  # each sees what the writer said
+        return build(value)
+
+    return upcast
 
 
 def _step(value: dict[str, Any]) -> StepSpec:
@@ -164,6 +176,14 @@ class Codec:
             raise DecodeError("trailing_bytes", f"{writer.name}: {len(data) - buffer.tell()} bytes too many")
         return Unknown(writer.name, value)
 
+    def kind_of(self, data: bytes | None) -> type[Record] | None:
+        """The record type that `data` claims to be, without reading it. None when it is none of ours or cannot be read;
+        RetriableError when the registry is away."""
+        try:
+            return RECORD_TYPES.get(self._writer(data)[0].name) if data else None
+        except DecodeError:
+            return None
+
     def _writer(self, data: bytes) -> tuple[_Writer, int]:
         if data[0] == 0:
             if len(data) < 5:
@@ -213,11 +233,13 @@ def _writer_of(text: str) -> _Writer:
         name = full.removeprefix(f"{NAMESPACE}.")
         ours = shipped().get(name) if full != name else None
         same = ours is not None and canonical == ours.canonical
+        build = None if ours is None else _builder(name)
+        missing = () if ours is None or same else fills(name, {field["name"] for field in form["fields"]})
         return _Writer(
             name=name,
             parsed=ours.parsed if ours is not None and same else parse_schema(form, named_schemas={}),
             reader=None if ours is None or same else ours.parsed,
-            build=None if ours is None else _builder(name),
+            build=build if build is None or not missing else _upcasting(build, missing),
         )
     except DecodeError:
         raise
