@@ -58,6 +58,15 @@ def redacted(events: Sequence[Delivered], redaction: Redaction) -> Sequence[Deli
     ]
 
 
+def hidden_from(event: Delivered, places: Sequence[tuple[int, Redaction]]) -> Delivered:
+    """An event without what is hidden at its place; `places`: from which offsets on what is, in order."""
+    redaction = NOTHING
+    for offset, found in places:
+        if offset <= event.offset:
+            redaction = found
+    return redacted((event,), redaction)[0]
+
+
 def redaction_of(event: Delivered) -> Redaction:
     """What the rows of this event hide."""
     return event.redaction if isinstance(event, Redacted) else NOTHING

@@ -23,9 +23,9 @@ WHERE generation = %(generation)s AND topic = %(topic)s AND log_partition = %(pa
 RETURNING next_offset
 
 -- name: hidden
-SELECT paths FROM redactions
+SELECT first_offset, paths FROM redactions
 WHERE generation = %(generation)s AND topic = %(topic)s AND log_partition = %(partition)s
-ORDER BY first_offset DESC LIMIT 1
+ORDER BY first_offset
 
 -- name: waiting
 SELECT log_offset, record_type, record_key, record_value, (extract(epoch FROM created_at) * 1000000)::bigint

@@ -20,7 +20,7 @@ from schemas.log_record import LogRecord
 from schemas.redaction import Redaction
 
 from . import copying, parking
-from .kit import redacted
+from .kit import hidden_from
 from .parking import SQL, is_poison
 from .store import Store
 
@@ -90,8 +90,9 @@ class Releasing(Store):
                 SQL["set_aside"], {**place, "last": passed[-1][0], "stage": STAGE_APPLY, "detail": why[:1000]}
             )
         readable, unread = read_all(place, rows[len(passed) :], read)
-        hidden = connection.execute(SQL["hidden"], place).fetchone()
-        events = redacted(readable, Redaction(tuple(hidden[0]) if hidden else ()))
+        # What was hidden when the log was read there: so do the rows of its neighbours, and so do proofs and rebuilds.
+        hidden = [(offset, Redaction(tuple(paths))) for offset, paths in connection.execute(SQL["hidden"], place)]
+        events = [hidden_from(event, hidden) for event in readable]
         applied, failed = self._apply_first(connection, events)
         done = len(passed) + applied
         if done:

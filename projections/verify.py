@@ -15,13 +15,13 @@ import orjson
 
 from engine.events import Delivered
 from schemas.records.events import WorkflowStarted
-from schemas.redaction import NOTHING, Redaction
+from schemas.redaction import Redaction
 
 from .catalog import TABLES
 from .choice import ALL, Choice
 from .digest import BUCKETS, Drift, bucket_of, reduced, reduced_digest, shown
 from .fold import Folded
-from .kit import TABLES_VERSION, Table, redacted
+from .kit import TABLES_VERSION, Table, hidden_from
 
 _INTEGER_MAX = 2**53
 #: Version of the tables from which on a projector deletes what has expired.
@@ -91,7 +91,7 @@ class TableCheck:
         if self._cut:
             self._note_beginning(event)
         if self._redactions:
-            event = self._redacted(event)
+            event = hidden_from(event, self._redactions.get(event.partition, ()))
         version = self._version_at(event)
         if version >= _REMOVING_SINCE:
             self._folded.remove(event)
@@ -132,13 +132,6 @@ class TableCheck:
             for rows in self._rows.values()
             for row in rows.values()
         )
-
-    def _redacted(self, event: Delivered) -> Delivered:
-        hidden = NOTHING
-        for offset, redaction in self._redactions.get(event.partition, ()):
-            if offset <= event.offset:
-                hidden = redaction
-        return redacted((event,), hidden)[0]
 
     def _version_at(self, event: Delivered) -> int:
         """Version of the projector that applied an event: each wrote down where it began in a partition."""

@@ -10,9 +10,9 @@ from engine.policy import default_policy
 from engine.testing import Service, World
 from ops.spool import bucket_of
 from projections.catalog import TABLES
-from projections.filling import fold_part, hidden_from
+from projections.filling import fold_part
 from projections.fold import Folded
-from projections.kit import redaction_of
+from projections.kit import hidden_from, redaction_of
 from schemas.records.events import StepSpec, WorkflowErrorOccurred
 from schemas.redaction import Redaction
 
