@@ -17,7 +17,7 @@ from engine.inspection import Inspector
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.dead_letters import STAGE_DECODE, DeadLetter
-from schemas.errors import AdmissionError, KintsugiError, ParkingFullError, PoisonError
+from schemas.errors import AdmissionError, DiskFullError, KintsugiError, ParkingFullError, PoisonError
 from schemas.log_record import LogRecord
 from schemas.records import Command
 from schemas.topics import EVENTS
@@ -109,6 +109,10 @@ class Projector:
         except ParkingFullError:
             telemetry.PARKING_FULL.inc()
             telemetry.log().error("parking is full", partition=partition)
+            raise
+        except DiskFullError as error:
+            telemetry.DISK_FULL.inc()
+            telemetry.log().error("disk is full", partition=partition, error=error, hint=error.hint)
             raise
         self._positions[partition] = end
         crash_point("after_write")

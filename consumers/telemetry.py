@@ -54,6 +54,7 @@ PARKED_WORKFLOWS = Gauge(
 PARKED_EVENTS = Gauge("kintsugi_parked_events", "Events of parked workflows, which wait", ["partition"])
 PARKING_FULL = Counter("kintsugi_parking_full_total", "Batches that stopped because no more may be parked")
 TIMERS = Counter("kintsugi_timers_fired_total", "Timer facts written", ["kind"])
+DISK_FULL = Counter("kintsugi_disk_full_total", "Batches of the tables that waited because a disk had no room")
 SNAPSHOTS = Counter("kintsugi_snapshots_total", "Snapshots written, read, and ignored", ["outcome"])
 SNAPSHOT_SECONDS = Histogram(
     "kintsugi_snapshot_dump_seconds", "Time the loop stood still for a snapshot", buckets=_FAST

@@ -5,12 +5,15 @@ The file has no name, so nothing is left of it however the process ends.
 
 from __future__ import annotations
 
+import errno
 import struct
 import tempfile
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from zlib import crc32
 
+from schemas.errors import DiskFullError
 from schemas.log_record import LogRecord
 
 #: Buckets of one partition: a partition of 8 GB is folded in parts of 32 MB.
@@ -21,6 +24,9 @@ MEMORY_BYTES_MAX = 128 * 1024 * 1024
 PART_BYTES_MAX = 32 * 1024 * 1024
 #: Python's own share of a record in memory.
 _RECORD_BYTES = 300
+
+#: A disk, a quota and a limit of the process that leave no room; and no folder in which there is any.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT})
 
 _head = struct.Struct(">qqii")
 
@@ -37,7 +43,8 @@ class Spool:
         """`without`: buckets that are not wanted any more."""
         self._partition = partition
         self._without = without
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        with _room():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._held: dict[int, list[LogRecord]] = {}
         self._held_bytes = 0
         #: Bucket to (place, bytes) of its pieces in the file.
@@ -48,10 +55,11 @@ class Spool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # what it has not written yet is not wanted any more
+            self._file.close()
 
     def add(self, record: LogRecord) -> None:
-        """Take the next record of the partition."""
+        """Take the next record of the partition. DiskFullError when it finds no room."""
         bucket = bucket_of(record.key)
         if bucket in self._without:
             return
@@ -78,17 +86,19 @@ class Spool:
             yield buckets, [record for b in buckets for record in self._records(b)]
 
     def _spill(self) -> None:
-        place = self._file.seek(0, 2)
-        for bucket, records in self._held.items():
-            data = b"".join(
-                _head.pack(r.offset, r.timestamp_ms, -1 if r.key is None else len(r.key), len(r.value or b""))
-                + (r.key or b"")
-                + (r.value or b"")
-                for r in records
-            )
-            self._file.write(data)
-            self._pieces.setdefault(bucket, []).append((place, len(data)))
-            place += len(data)
+        with _room():
+            place = self._file.seek(0, 2)
+            for bucket, records in self._held.items():
+                data = b"".join(
+                    _head.pack(r.offset, r.timestamp_ms, -1 if r.key is None else len(r.key), len(r.value or b""))
+                    + (r.key or b"")
+                    + (r.value or b"")
+                    for r in records
+                )
+                self._file.write(data)
+                self._pieces.setdefault(bucket, []).append((place, len(data)))
+                place += len(data)
+            self._file.flush()
         self._held.clear()
         self._held_bytes = 0
 
@@ -105,3 +115,16 @@ class Spool:
                 at += value_size
                 yield LogRecord(self._partition, offset, timestamp_ms, 2, key, value, ())
         yield from self._held.get(bucket, ())
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise DiskFullError(
+            f"no room for temporary files: {error.strerror}",
+            hint="make room where they lie, or name another folder with TMPDIR",
+        ) from None

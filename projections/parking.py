@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from engine.events import Delivered
 from schemas.codec import Codec
 from schemas.dead_letters import STAGE_APPLY, DeadLetter
-from schemas.errors import KintsugiError, ParkingFullError
+from schemas.errors import DiskFullError, KintsugiError, ParkingFullError, RetriableError
 from schemas.log_record import LogRecord
 from schemas.topics import EVENTS
 
@@ -31,6 +31,8 @@ PARKED_EVENTS_MAX = 1_000
 PARKED_BYTES_MAX = 256 * 1024 * 1024
 #: SQLSTATE class of a value that is too large or too deep for Postgres: the record's fault, whatever psycopg calls it.
 _TOO_LARGE = "54"
+#: SQLSTATE class of a server's defects. A quota, or a file that may not grow, is counted among them.
+_INTERNAL = "XX"
 _DETAIL_MAX = 1000
 
 SQL = blocks("projections", "parking.sql")
@@ -116,6 +118,16 @@ def is_poison(error: BaseException) -> bool:
         refused = isinstance(error, psycopg.DataError | psycopg.IntegrityError)
         return refused or (error.sqlstate or "").startswith(_TOO_LARGE)
     return isinstance(error, Exception) and not isinstance(error, KintsugiError | MemoryError | OSError)
+
+
+def trouble(error: psycopg.Error) -> RetriableError:
+    """What is wrong with a connection or the server, as an error of ours."""
+    full = isinstance(error, psycopg.errors.DiskFull)
+    if not full and (error.sqlstate or "").startswith(_INTERNAL):
+        full = "disk space" in (error.diag.message_hint or "")
+    if full:
+        return DiskFullError(f"Postgres: {said(error)}", hint="make room on its disk; nothing else is to be done")
+    return RetriableError(f"Postgres: {said(error)}", hint="kintsugi status")
 
 
 def why(event: Delivered, error: BaseException) -> tuple[str, str]:

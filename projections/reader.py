@@ -10,13 +10,14 @@ import psycopg
 from psycopg import sql
 
 from schemas.dead_letters import STAGE_APPLY
-from schemas.errors import FatalError, RetriableError
+from schemas.errors import FatalError
 from schemas.topics import EVENTS
 
 from . import statements
 from .choice import Choice
 from .digest import Differences, differences, row_digests
 from .kit import Table
+from .parking import trouble
 from .sql import blocks
 from .store import CONNECT_TIMEOUT_S, GENERATION
 
@@ -122,5 +123,5 @@ def snapshot(url: str, *, generation: str = GENERATION) -> Iterator[Snapshot]:
             yield Snapshot(connection, generation)
     except psycopg.ProgrammingError as error:
         raise FatalError(f"the tables are not as they should be: {error}", hint="run: kintsugi db migrate") from error
-    except psycopg.OperationalError as error:
-        raise RetriableError(f"Postgres: {error}", hint="kintsugi status") from error
+    except (psycopg.OperationalError, psycopg.InternalError) as error:
+        raise trouble(error) from error

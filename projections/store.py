@@ -18,16 +18,17 @@ import psycopg
 
 from engine.events import Delivered
 from schemas.dead_letters import DeadLetter
-from schemas.errors import FatalError, FencedError, RetriableError
+from schemas.errors import FatalError, FencedError
 from schemas.log_record import LogRecord
 from schemas.redaction import NOTHING, Redaction
 from schemas.topics import EVENTS
 
 from . import copying, parking, statements
 from .catalog import TABLES
+from .connection import PatientConnection
 from .fold import Rows, fold, keys_of, touched
 from .kit import TABLES_VERSION, redacted
-from .parking import Parked, Parking, Queued, is_poison, said
+from .parking import Parked, Parking, Queued, is_poison, said, trouble
 from .sql import blocks
 from .wire import KINDS, Array, ArrayDumper, array
 
@@ -307,14 +308,14 @@ class Store:
                 raise
             if self._connection is not None and (self._connection.closed or self._connection.broken):
                 self._connection = None
-            raise RetriableError(f"Postgres: {said(error)}", hint="kintsugi status") from None
+            raise trouble(error) from None
         except BaseException:
             self._forget_rows()
             raise
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(
+            self._connection = PatientConnection.connect(
                 self._url,
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT_S,

@@ -3,6 +3,7 @@
     KintsugiError
     +-- RetriableError      the same call may succeed later (broker or database away)
     |   +-- ParkingFullError  no more workflows or events may be parked; the partition stops until some are freed
+    |   +-- DiskFullError  a disk has no room; what was to be written is written when it has
     +-- PoisonError         this record can never be read or applied; set it aside and go on
     |   +-- DecodeError     not one of our records, or damaged
     |   +-- AdmissionError  readable, but breaks a rule that every record obeys
@@ -39,6 +40,10 @@ class RetriableError(KintsugiError):
 
 class ParkingFullError(RetriableError):
     """No more workflows or events may be parked. Nothing is dropped: the partition stops until some are freed."""
+
+
+class DiskFullError(RetriableError):
+    """A disk has no room, or a quota leaves none. Nothing is lost: what was to be written is written when there is."""
 
 
 class PoisonError(KintsugiError):

@@ -54,10 +54,11 @@ def status_of(own: Addresses, workflow_id: str) -> str | None:
     return found[0][0] if found else None
 
 
-def healthy(workflow_id: str) -> list[Record]:
-    """A workflow that checkpoints, fails once by report, and completes."""
+def healthy(workflow_id: str, **more: object) -> list[Record]:
+    """A workflow that checkpoints, perhaps with more in its state, fails once by report, and completes."""
     started, step, error = failing(workflow_id, code="Boom")
-    data = canonical_bytes({"workflow_id": workflow_id, "step_id": "build", "status": "running", "data": {"n": 1.5}})
+    state = {"workflow_id": workflow_id, "step_id": "build", "status": "running", "data": {"n": 1.5, **more}}
+    data = canonical_bytes(state)
     digest = digest_of(data)
     checkpoint = build(
         CheckpointCreated,

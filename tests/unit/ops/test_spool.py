@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import uuid
 from collections import defaultdict
 
@@ -11,6 +12,7 @@ import pytest
 
 from ops import spool as spooling
 from ops.spool import BUCKETS, Spool, bucket_of
+from schemas.errors import DiskFullError
 from schemas.log_record import LogRecord
 
 
@@ -73,3 +75,18 @@ def test_buckets_that_are_done_are_left_out() -> None:
     assert by_bucket([r for _, found in parts for r in found]) == {
         bucket: found for bucket, found in by_bucket(wanted).items() if bucket not in done
     }
+
+
+def test_without_room_for_its_file_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses to write, as on a full disk; FAULTS.md row 20."""
+    monkeypatch.setattr(spooling, "MEMORY_BYTES_MAX", 100_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    record = LogRecord(3, 0, 1_000, 2, b"key", bytes(40_000), ())
+    with Spool(3) as spool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            with pytest.raises(DiskFullError, match="no room for temporary files: File too large"):
+                for _ in range(3):
+                    spool.add(record)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
