@@ -67,8 +67,16 @@ class Line:
     @property
     def will_be_open(self) -> bool:
         """Whether a page is open once all that waits is told."""
-        last = next((n.kind for n in reversed(self.waiting) if n.kind in (TRIGGER, RESOLVE)), None)
+        last = self._last()
         return self.open if last is None else last == TRIGGER
+
+    @property
+    def will_be_closed(self) -> bool:
+        """Whether what waits ends with a close."""
+        return self._last() == RESOLVE
+
+    def _last(self) -> str | None:
+        return next((n.kind for n in reversed(self.waiting) if n.kind in (TRIGGER, RESOLVE)), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +136,9 @@ class Memory:
         if incident.over:
             for name, line in incident.lines.items():
                 line.owner = line.given_up_us = None
-                if line.will_be_open or line.maybe:
+                # A close that waits already is the one that counts: who reads the log again does not know that a page
+                # may be open, so would not want a second, and the first would lie before the position.
+                if line.will_be_open or (line.maybe and not line.will_be_closed):
                     self._want(line, name, RESOLVE, record, offset, timestamp_us)
         else:
             self._page(incident, record, offset, timestamp_us)

@@ -252,6 +252,21 @@ def test_memory_is_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(log.memory._ended) == 5
 
 
+def test_a_close_that_waits_is_the_one_a_new_owner_finds_too(log: Log) -> None:
+    """An owner that died may have opened a page, the incident began and ended again meanwhile, and ends once more."""
+    both = {"channels": ("slack", "pagerduty")}
+    _, paged = log.put(incident(1, **both))
+    log.put(incident(2, state="resolved", **both))
+    log.tell(paged)
+    (closed,) = log.taken_over(committed=0)  # does not page on Slack any more, where the one before may have
+    (page,) = log.put(incident(3, **both))
+    log.put(incident(4, state="resolved", **both))
+    log.tell(closed)
+    log.put(incident(5, state="resolved", **both))
+    assert told(log.tell(page)) == [("slack", "resolve")]
+    assert told(log.taken_over(committed=log.memory.position)) == [("slack", "resolve")]
+
+
 @given(st.data())
 def test_however_often_it_is_taken_over_each_page_is_opened_and_closed_in_turn(data: st.DataObject) -> None:
     """With every delivery noted, a channel sees trigger, then acknowledgements and escalations, then resolve."""
