@@ -22,7 +22,7 @@ from schemas.canonical import canonical_bytes
 from schemas.errors import ConfigError, KintsugiError
 from schemas.topics import AUDIT
 
-from .publish import publish
+from .publish import Publisher
 
 ACTOR = "KINTSUGI_ACTOR"
 #: As long as a column of the tables that may hold it.
@@ -76,20 +76,21 @@ def audited(kafka: str, action: str, *, subject: str, reason: str) -> Iterator[d
         reason=reason,
         subject=subject,
     )
-    _append(kafka, begun)
+    publisher = Publisher(kafka)  # one for both records: a first record costs half a second
+    _append(publisher, begun)
     detail: dict[str, Any] = {}
     try:
         yield detail
     except BaseException as error:
         told = {**detail, "error": type(error).__name__}
         with suppress(KintsugiError):  # why the action failed says more than that this could not be written down
-            _append(kafka, replace(begun, at=now(), outcome="failed", detail=told))
+            _append(publisher, replace(begun, at=now(), outcome="failed", detail=told))
         raise
-    _append(kafka, replace(begun, at=now(), outcome="done", detail=detail))
+    _append(publisher, replace(begun, at=now(), outcome="done", detail=detail))
 
 
-def _append(kafka: str, entry: AuditEntry) -> None:
-    publish(kafka, AUDIT, entry.actor, canonical_bytes(asdict(entry)))
+def _append(publisher: Publisher, entry: AuditEntry) -> None:
+    publisher.publish(AUDIT, entry.actor, canonical_bytes(asdict(entry)))
 
 
 def now() -> str:

@@ -21,8 +21,8 @@ class Log:
         self.records: list[tuple[str, bytes]] = []
         self.room = 100
 
-    def publish(self, kafka: str, topic: str, key: str, value: bytes) -> None:
-        """As `ops.publish.publish`."""
+    def publish(self, topic: str, key: str, value: bytes) -> None:
+        """As `ops.publish.Publisher.publish`."""
         assert topic == AUDIT
         if len(self.records) >= self.room:
             raise RetriableError("Kafka is away")
@@ -37,7 +37,7 @@ class Log:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     made = Log()
-    monkeypatch.setattr(audit, "publish", made.publish)
+    monkeypatch.setattr(audit, "Publisher", lambda kafka: made)
     monkeypatch.setenv("KINTSUGI_ACTOR", "ann")
     return made
 
