@@ -1,12 +1,13 @@
 """Records that were set aside, in the tables and in the topic, and what an operator does with parked workflows.
 
-Nothing of what a record holds is shown: its bytes may hold a state, and what rows hide. Its type, place, size and the
-reason are.
+Lists say nothing of what a record holds: its type, place, size and the reason. What it says is shown less what rows
+hide (`dlq_content`). Its bytes leave with an export alone (`dlq_export`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,13 +26,19 @@ from schemas.registry import Registry
 from schemas.topics import DEAD_LETTERS
 
 from .audit import audited
+from .dlq_content import Contents
+from .hidden import Hidden
 from .output import NotFoundError
 from .stack import Addresses
 
+if TYPE_CHECKING:
+    from engine.policy import Policy
+
 Row = dict[str, Any]
 _SQL = blocks("ops", "dlq.sql")
-_HEADER = "__connect.errors."
-_KEY_CHARS_MAX = 64
+#: Before the names of the headers that say why.
+HEADER = "__connect.errors."
+KEY_CHARS_MAX = 64
 
 
 def parked(postgres: str, *, workflow_id: str | None, limit: int) -> list[Row]:
@@ -47,12 +54,27 @@ def queue(postgres: str, workflow_id: str) -> list[Row]:
         return tables.query(_SQL["waiting"], {"generation": GENERATION, "workflow_id": workflow_id})
 
 
+def contents(at: Addresses, workflow_id: str, policy: Policy, limit: int) -> list[Row]:
+    """What the first records that wait of one workflow say. RetriableError when the registry is away."""
+    place = {"generation": GENERATION, "workflow_id": workflow_id}
+    with Registry(at.registry) as registry, snapshot(at.postgres) as tables:
+        shown = Contents(Codec(registry), Hidden(tables.redactions()), policy)
+        found: list[Row] = []
+        for topic, partition, offset, _ in islice(tables.stream(_SQL["parked_places"], place), limit):
+            one = {**place, "topic": topic, "partition": partition, "offsets": [offset]}
+            (row,) = tables.query(_SQL["parked_records"], one)
+            key, value, timestamp_us = row["record_key"], row["record_value"], row["timestamp_us"]
+            record = LogRecord(partition, offset, timestamp_us // 1000, 2, key, value, ())
+            found.append({"log_partition": partition, "log_offset": offset, **shown.of(record, timestamp_us)})
+        return found
+
+
 def letters(postgres: str, *, workflow_id: str | None, limit: int) -> list[Row]:
     """Records that the projector could not read, or that somebody discarded; the newest first."""
     with snapshot(postgres) as tables:
         key = None if workflow_id is None else workflow_id.encode()
         found = tables.query(_SQL["letters"], {"key": key, "limit": limit})
-    return [{**row, "key": (row["key"] or "")[:_KEY_CHARS_MAX]} for row in found]
+    return [{**row, "key": (row["key"] or "")[:KEY_CHARS_MAX]} for row in found]
 
 
 def topic_letters(kafka: str, *, workflow_id: str | None, limit: int) -> list[Row]:
@@ -60,19 +82,19 @@ def topic_letters(kafka: str, *, workflow_id: str | None, limit: int) -> list[Ro
     found: dict[tuple[str, ...], Row] = {}
     with LogReader(kafka) as log:
         for record in map(record_of, log.read(DEAD_LETTERS, log.bounds(DEAD_LETTERS))):
-            key = (record.key or b"").decode("utf-8", "replace")[:_KEY_CHARS_MAX]
+            key = (record.key or b"").decode("utf-8", "replace")[:KEY_CHARS_MAX]
             if workflow_id is not None and key != workflow_id:
                 continue
             told = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-            place = tuple(told.get(_HEADER + name, "") for name in ("topic", "partition", "offset"))
+            place = tuple(told.get(HEADER + name, "") for name in ("topic", "partition", "offset"))
             found[place] = {
                 "key": key,
                 "topic": place[0],
                 "log_partition": place[1],
                 "log_offset": place[2],
-                "stage": told.get(_HEADER + "stage", ""),
+                "stage": told.get(HEADER + "stage", ""),
                 # What follows the reason may quote the record.
-                "reason": told.get(_HEADER + "exception.message", "").split(":")[0],
+                "reason": told.get(HEADER + "exception.message", "").split(":")[0],
                 "bytes": len(record.value or b""),
                 "timestamp_ms": record.timestamp_ms,
             }

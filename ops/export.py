@@ -6,7 +6,8 @@ A file is there whole or not at all, readable by its owner alone, and none is ev
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +85,27 @@ def file_name(row: Row, form: str) -> str:
 
 def put(folder: Path, name: str, data: bytes) -> Path:
     """Write a new file. ExistsError when it is there, FatalError when it cannot be written."""
-    path, half = folder / name, folder / f".{name}.{os.getpid()}"
+    path = folder / name
+    with putting(path) as write:
+        write(data)
+    return path
+
+
+@contextmanager
+def putting(path: Path) -> Iterator[Callable[[bytes], object]]:
+    """Write a new file piece by piece: it is there when the block has ended, and not at all when that raised.
+
+    Raises as `put`; a name that is taken is told before anything is written.
+    """
+    half = path.parent / f".{path.name}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            raise FileExistsError
+        handle = open(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY), "wb")  # noqa: SIM115 - below
         try:
-            with open(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY), "wb") as handle:
-                handle.write(data)
+            with handle:
+                yield handle.write
                 handle.flush()
                 os.fsync(handle.fileno())
             os.link(half, path)  # unlike a rename, this refuses a name that is taken
@@ -99,4 +115,3 @@ def put(folder: Path, name: str, data: bytes) -> Path:
         raise ExistsError(f"{path} is there already; nothing is written over") from None
     except OSError as error:
         raise FatalError(f"{path} cannot be written: {error.strerror}") from error
-    return path

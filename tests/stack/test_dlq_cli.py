@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from confluent_kafka import Message
 
 from ops.stack import Addresses
 from schemas.records.events import WorkflowCompleted
+from schemas.redaction import REDACTED
 from schemas.topics import AUDIT
 
 from .kit import Role, Topics, build, failing, wait_for
@@ -39,20 +41,24 @@ def dlq(environment: dict[str, str], *arguments: str) -> tuple[int, str, str]:
 
 
 def test_a_parked_workflow_is_seen_retried_and_written_down(
-    topics: Topics, own: Addresses, start: Callable[..., Role], environment: dict[str, str]
+    topics: Topics, own: Addresses, start: Callable[..., Role], environment: dict[str, str], tmp_path: Path
 ) -> None:
+    boom = f"boom {uuid.uuid4()}"  # the log is shared, and this projector reads it from its beginning
     with psycopg.connect(own.postgres, autocommit=True) as connection:
         connection.execute(
-            "ALTER TABLE kintsugi.workflow_errors ADD CONSTRAINT no_boom CHECK (error_message <> 'a secret')"
+            f"ALTER TABLE kintsugi.workflow_errors ADD CONSTRAINT no_boom CHECK (error_message <> '{boom}')".encode()
         )
-    role = start("projector")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text('workflow_error_handling: {checkpoints: {redact: ["**.password"]}}', encoding="utf-8")
+    role = start("projector", "--policy", str(policy))
     role.wait_log("partitions assigned")
+    context = '{"password": "a secret"}'
     poisoned, sound = str(uuid.uuid4()), str(uuid.uuid4())
-    for workflow_id, message in ((poisoned, "a secret"), (sound, "fine")):
+    for workflow_id, message in ((poisoned, boom), (sound, "fine")):
         *before, error = failing(workflow_id)
         topics.put(*before, build(type(error), workflow_id, **{
             name: getattr(error, name) for name in ("error_id", "step_id", "step_run_id", "error_code", "detected_by")
-        }, error_message=message), build(WorkflowCompleted, workflow_id))  # fmt: skip
+        }, error_message=message, context=context), build(WorkflowCompleted, workflow_id))  # fmt: skip
     wait_for("the sound one", lambda: status_of(own, sound) == "completed")
     wait_for("two that wait", lambda: query(own, "SELECT count(*) FROM parked_events") == [(2,)])
     wait_for("the gauge", lambda: role.metric("kintsugi_parked_workflows") == 1)
@@ -64,8 +70,8 @@ def test_a_parked_workflow_is_seen_retried_and_written_down(
     assert (code, row["workflow_id"], row["reason"], row["events"]) == (0, poisoned, "refused_by_postgres", 2)
     code, out, _ = dlq(environment, "show", poisoned)
     assert code == 0
-    assert "WorkflowErrorOccurred" in out
-    assert "a secret" not in out
+    assert "WorkflowErrorOccurred" in out and boom in out and "a table that takes its values" in out
+    assert "a secret" not in out and REDACTED in out
     assert dlq(environment, "show", sound)[0] == 3
     assert dlq(environment, "retry", poisoned)[0] == 2
     assert dlq(environment, "retry", poisoned, "--reason", " ")[0] == 2
