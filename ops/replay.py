@@ -21,8 +21,10 @@ from engine.events import Delivered
 from engine.inforce import CONTROL
 from engine.inspection import Inspector
 from engine.policy import Policy
+from projections.generations import connected
 from schemas.admission import admit
 from schemas.archive_format import Gap
+from schemas.canonical import STATE_SIZE_BYTES_MAX
 from schemas.codec import Codec, Unknown
 from schemas.errors import PoisonError
 from schemas.keystore import keys_optional, open_keystore
@@ -32,10 +34,12 @@ from schemas.registry import Registry
 from schemas.topics import EVENTS
 
 from .archive import history_of
+from .replay_commands import CommandComparison, Window, in_order, read
 from .replay_compare import WRONG
 from .replay_engine import Engine
 from .replay_inject import Injection, inject
 from .replay_range import Range, ReplayError
+from .replay_scratch import Scratch
 from .replay_shown import Shown, at, decision, difference, effect, engine_state
 from .replay_tables import Tables
 from .stack import Addresses
@@ -62,6 +66,12 @@ class Plan:
     archived: bool = True
     accept_gap: bool = False
     missing: tuple[Gap, ...] = ()
+    #: Scratch schema that gets the rows.
+    into: str | None = None
+    #: What people may be shown by the policy of today.
+    states: bool = True
+    state_size_bytes_max: int = STATE_SIZE_BYTES_MAX
+    redact: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """As it is written down."""
@@ -94,8 +104,11 @@ class Replay:
         inspector: Inspector,
         shown: Shown,
         look: Look | None = None,
+        scratch: Scratch | None = None,
+        sent: CommandComparison | None = None,
     ) -> None:
-        """`ran_with`: the recovery role's policy where none was applied. `policy`: the one that decides instead."""
+        """`ran_with`: the recovery role's policy where none was applied. `policy`: the one that decides instead.
+        `sent`: holds commands against those that were sent."""
         self.tally = Tally()
         self._plan = plan
         self._injections = injections
@@ -107,7 +120,9 @@ class Replay:
         self._inspector = inspector
         self._shown = shown
         self._look = look
-        self._tables = Tables()
+        self._scratch = scratch
+        self._sent = sent
+        self._tables = Tables(scratch)
         self._engines: list[Engine] = []
         self._brought: dict[str, Any] = {}
         self._control: dict[bytes, bool] = {}
@@ -118,6 +133,7 @@ class Replay:
         total = sum(r.end - r.first for r in self._plan.ranges)
         for range_ in self._plan.ranges:
             self._partition(range_, lambda done: progress("records", done, total))
+        self._tables.close()
         progress("records", total, total)
         return self._document()
 
@@ -132,6 +148,7 @@ class Replay:
             fixed=self._policy,
             injections=self._injections,
             watch=self._watch,
+            sent=self._sent,
         )
         self._engines.append(engine)
         before = self._applied.before(range_.partition, range_.first)
@@ -139,7 +156,7 @@ class Replay:
             engine.before(before.text, before.sequence)
         for event in self._events(self._records(range_.partition, range_.first, range_.start, moved)):
             self.tally.before += 1
-            self._tables.add(event, inside=False)
+            self._fold(event, inside=False)
             engine.warm(event)
             if self._look is not None:
                 self._bring(event)
@@ -226,9 +243,13 @@ class Replay:
 
     def _watch(self, event: Delivered, effects: Sequence[Effect]) -> None:
         """Each event of the range, when the engine has folded it."""
-        self._tables.add(event, inside=True)
+        self._fold(event, inside=True)
         if self._look is not None:
             self._step(event, effects)
+
+    def _fold(self, event: Delivered, *, inside: bool) -> None:
+        # Rows that people look at hide what they may not see; those that are counted are seen by nobody.
+        self._tables.add(event if self._scratch is None else self._shown.hidden(event), inside=inside)
 
     def _step(self, event: Delivered, effects: Sequence[Effect]) -> None:
         assert self._look is not None
@@ -265,6 +286,10 @@ class Replay:
             counts.update(engine.compared.counts)
             commands.update(engine.commands)
         compared = [e.compared for e in self._engines]
+        facts = [d for c in compared for d in sorted(c.differences, key=lambda d: d.offset)]
+        of_commands = Counter() if self._sent is None else self._sent.counts
+        of_commands_shown = () if self._sent is None else self._sent.differences
+        told = (*WRONG, "unproven")
         return {
             "replay": self._plan.document(),
             "records": self.tally.records,
@@ -278,21 +303,21 @@ class Replay:
             ],
             "left_out": sum(e.left_out for e in self._engines),
             "verdicts": dict(sorted(counts.items())),
-            "agrees": not any(counts[verdict] for verdict in WRONG),
+            "agrees": not any(found[verdict] for found in (counts, of_commands) for verdict in WRONG),
             "decisions": [decision(d) for c in compared for d in sorted(c.decisions, key=lambda d: d.offset)],
-            "differences": [
-                difference(d)
-                for c in compared
-                for d in sorted(c.differences, key=lambda d: d.offset)
-                if d.verdict in (*WRONG, "unproven")
-            ],
+            "differences": [difference(d) for d in facts if d.verdict in told],
             "commands": dict(sorted(commands.items())),
+            "commands_compared": dict(sorted(of_commands.items())),
+            "command_differences": [
+                difference(d) for d in in_order(of_commands_shown) if d.verdict not in ("open", "reworded")
+            ],
             "kills": [
                 {"place": f"{e.partition}:{k.offset}", **_without(k, "offset")} for e in self._engines for k in e.kills
             ],
             "injected": [{"spec": i.text, "applied": i.applied} for i in self._injections],
             "tables": self._tables.document(),
             "not_projected": {"records": self._tables.refused_count, "shown": self._tables.refused},
+            **({} if self._scratch is None else {"into": self._scratch.document()}),
         }
 
 
@@ -306,6 +331,7 @@ def replay(
     shown: Shown,
     progress: Progress,
     look: Look | None = None,
+    commands: Window | None = None,
 ) -> dict[str, Any]:
     """Replay what the plan says; the document. RetriableError when a server is away, ReplayError for the plan."""
     keystore = open_keystore(objects_url=stack_at.objects)
@@ -316,18 +342,26 @@ def replay(
     )
     with ExitStack() as opened:
         registry = opened.enter_context(Registry(stack_at.registry))
-        log = opened.enter_context(LogReader(stack_at.kafka))
+        log, codec = opened.enter_context(LogReader(stack_at.kafka)), Codec(registry)
+        sent = None
+        if commands is not None:
+            sent = CommandComparison(commands, read(log, codec, commands, plan.workflow_id))
+        scratch = None
+        if plan.into is not None:
+            scratch = Scratch(opened.enter_context(connected(stack_at.postgres)), plan.into)
         return Replay(
             plan,
             injections,
             history=history_of(stack_at, log, archived=plan.archived),
-            codec=Codec(registry),
+            codec=codec,
             applied=read_policies(log),
             ran_with=ran_with,
             policy=policy,
             inspector=inspector,
             shown=shown,
             look=look,
+            scratch=scratch,
+            sent=sent,
         ).run(progress)
 
 

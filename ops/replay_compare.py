@@ -90,10 +90,7 @@ class Comparison:
             self._note(self._made(verdict, offset, cause_us, record))
 
     def _judge(self, asked: Record, recorded: Record, offset: int, cause_us: int) -> Compared:
-        if asked == recorded:
-            return self._made("same", offset, cause_us, asked)
-        changed = dict(_changed(recorded, asked))
-        verdict = "differs" if set(changed) - _WORDS else "reworded"
+        verdict, changed = judged(asked, recorded)
         return self._made(verdict, offset, cause_us, asked, changed)
 
     def _made(
@@ -119,6 +116,14 @@ class Comparison:
             self.decisions.append(found)
         if found.verdict != "same" and len(self.differences) < SHOWN_MAX:
             self.differences.append(found)
+
+
+def judged(asked: Record, recorded: Record) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """A verdict on what is asked for now and was recorded under the same id, and what differs: (recorded, now)."""
+    if asked == recorded:
+        return "same", {}
+    changed = dict(_changed(recorded, asked))
+    return ("differs" if set(changed) - _WORDS else "reworded"), changed
 
 
 def _changed(recorded: Record, asked: Record) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -24,6 +24,7 @@ from engine.timers import due
 from schemas.records import Command, Record
 from schemas.records.events import PolicyChanged, StepStarted, TimerFired
 
+from .replay_commands import CommandComparison
 from .replay_compare import Comparison
 from .replay_inject import Injection, failure_of
 from .replay_range import ReplayError
@@ -62,6 +63,7 @@ class Engine:
         fixed: Policy | None = None,
         injections: Sequence[Injection] = (),
         watch: Watch | None = None,
+        sent: CommandComparison | None = None,
     ) -> None:
         """`fixed`: the policy that decides, whatever the log says was in force. `whole`: folding begins at 0.
         `gap_end`: before it, records are missing."""
@@ -78,6 +80,7 @@ class Engine:
         self._own = own
         self._fixed = fixed
         self._watch = watch
+        self._sent = sent
         self._fails = [i for i in injections if i.kind == "fail"]
         self._kills = {i.place[1]: i for i in injections if i.kind == "kill" and i.place and i.place[0] == partition}
         self._recorded: Collection[str] = ()
@@ -113,6 +116,8 @@ class Engine:
 
     def event(self, event: Delivered) -> None:
         """The next record of the range."""
+        if self._sent is not None:
+            self._sent.sees(event)
         if not self._own:
             record = event.record
             self.compared.sees(event, inside=True, known=self.knows(record.workflow_id))
@@ -126,6 +131,8 @@ class Engine:
     def finish(self) -> None:
         """The range has ended."""
         self.compared.finish(self.knows)
+        if self._sent is not None:
+            self._sent.finish(self.knows)
 
     def state(self, workflow_id: str) -> WorkflowState | None:
         """What the engine knows of a workflow now."""
@@ -177,6 +184,8 @@ class Engine:
                         next_.append(self._at(effect.record, event))
             elif not isinstance(effect, Coordinate):
                 self.commands[type(effect.command).__name__] += 1
+                if self._sent is not None:
+                    self._sent.asks(effect.command, event)
                 if self._own and self._fails_now(effect.command):
                     answer = failure_of(effect.command, self._detail(effect.command))
                     next_.append(self._at(answer, event))

@@ -20,12 +20,13 @@ from schemas.topics import EVENTS
 
 _PLACE = re.compile(r"(?:(?P<partition>\d{1,9}):)?(?:(?P<offset>\d{1,18})|@(?P<time>\S+))")
 #: Said with every place that is none.
+_OLDEST_HINT = "debugging.replay_mode.max_replay_days of the policy in force"
 _FORMS = "write 0:1200 for offset 1200 of partition 0, 0:@2026-11-20T10:00Z for a time, or @TIME for all partitions"
 
 
 class ReplayError(KintsugiError):
     """A replay that cannot be made. `reason` is a short word: spec, topic, partition, empty, reversed, beyond_end,
-    missing, inject, size."""
+    missing, inject, size, too_old, taken, grant, unknown."""
 
     def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -65,6 +66,21 @@ class Range:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oldest:
+    """How far back a range may begin. `refuse`: somebody said where it begins; else it begins later."""
+
+    days: int
+    place: Place
+    refuse: bool
+
+    @classmethod
+    def of(cls, days: int, now_ms: int, *, refuse: bool) -> Oldest:
+        """So many days before a moment."""
+        time_ms = max(0, now_ms - days * 86_400_000)
+        return cls(days=days, place=Place(text=f"{days} days ago", partition=None, time_ms=time_ms), refuse=refuse)
+
+
 def parse_place(text: str) -> Place:
     """One end of a range. ReplayError "spec" when it is none."""
     match = _PLACE.fullmatch(text.strip())
@@ -96,9 +112,17 @@ class Resolver:
         self._history = history
         self._archive = archive
         self._bounds = history.bounds()
+        #: Partitions of which a range would have begun before what may be replayed, and where it begins.
+        self.shortened: dict[int, int] = {}
 
     def ranges(
-        self, starts: Iterable[Place], ends: Iterable[Place], *, cold: bool, accept_gap: bool
+        self,
+        starts: Iterable[Place],
+        ends: Iterable[Place],
+        *,
+        cold: bool,
+        accept_gap: bool,
+        oldest: Oldest | None = None,
     ) -> tuple[list[Range], list[Gap]]:
         """The ranges in order of partitions, and what is missing of them. ReplayError says what is wrong."""
         begin, stop = self._by_partition(starts), self._by_partition(ends)
@@ -121,11 +145,17 @@ class Resolver:
             if start == end and (given_by_time or not chosen):
                 continue  # nothing happened there in that time
             check(partition, start, end, bounds)
+            if oldest is not None:
+                start = self._not_before(oldest, partition, start, end)
+                if start == end:
+                    continue
             missing = self._missing(partition, start, end, bounds)
             gaps += missing
             first = start if cold or missing else min(start, bounds.first)
             gap_end = max((g.next for g in missing), default=0)
             found.append(Range(partition=partition, first=first, start=start, end=end, gap_end=gap_end))
+        if not found and self.shortened:
+            raise ReplayError("too_old", "everything in this range is older than may be replayed", hint=_OLDEST_HINT)
         if not found:
             raise ReplayError("empty", "no partition holds a record in this range", hint="kintsugi archive status")
         if gaps and not accept_gap:
@@ -136,6 +166,20 @@ class Resolver:
                 "missing", f"retention removed a part of the range: {told}", hint="--accept-gap replays what is left"
             )
         return found, gaps
+
+    def _not_before(self, oldest: Oldest, partition: int, start: int, end: int) -> int:
+        first = min(end, self._offset(oldest.place, partition, 0))
+        if start >= first:
+            return start
+        if oldest.refuse:
+            raise ReplayError(
+                "too_old",
+                f"partition {partition}: offsets before {first} are older than the {oldest.days} days that may be"
+                " replayed",
+                hint=_OLDEST_HINT,
+            )
+        self.shortened[partition] = first
+        return first
 
     def _by_partition(self, places: Iterable[Place]) -> dict[int, Place]:
         found: dict[int, Place] = {}

@@ -16,6 +16,7 @@ import orjson
 from engine.effects import Append, Coordinate, Effect
 from engine.events import Delivered
 from engine.state import PENDING, WorkflowState
+from projections.kit import redacted
 from projections.values import json_text, rejection_of, state_text
 from schemas.records import Record
 from schemas.records.events import CheckpointCreated, RecoveryDecided, StatePersisted, StateRestored
@@ -99,6 +100,10 @@ class Shown:
         text, _ = state_text(record, rejected=rejected, redaction=self._redaction(event))
         return cut(orjson.loads(text), self._size_bytes_max)
 
+    def hidden(self, event: Delivered) -> Delivered:
+        """The event, whose rows do not have what nobody is shown."""
+        return redacted((event,), self._redaction(event))[0]
+
     def _redaction(self, event: Delivered) -> Redaction:
         found = self._hidden.from_people(event.partition, event.offset)
         if not self._paths:
@@ -174,6 +179,8 @@ def decision(found: Compared) -> dict[str, Any]:
         "checkpoint_id": d.checkpoint_id,
         "policy_version": d.policy_version,
         "rule": d.rule,
+        "evidence": _said(d.evidence),
+        "alternatives": _said(d.alternatives),
         "verdict": found.verdict,
     }
     return {**shown, "recorded": {name: before for name, (before, _) in sorted(found.fields.items())}}
@@ -190,6 +197,11 @@ def difference(found: Compared) -> dict[str, Any]:
         "workflow_id": found.record.workflow_id,
         "fields": {name: {"recorded": _text(b), "now": _text(n)} for name, (b, n) in sorted(found.fields.items())},
     }
+
+
+def _said(text: str) -> Any:
+    """What the engine wrote as JSON."""
+    return cut(orjson.loads(json_text(text) or "null"), TEXT_CHARS_MAX)
 
 
 def _text(value: Any) -> Any:

@@ -22,6 +22,7 @@ from schemas.archive_format import Gap
 from .hidden import Hidden
 from .output import guarded, progress_bar
 from .replay import Plan, replay
+from .replay_commands import Window
 from .replay_export import written
 from .replay_inject import parse_all
 from .replay_range import Range
@@ -31,9 +32,11 @@ from .stack import addresses
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A plan, and how its outcome is given. `step`: event by event. `interactive`: a person is asked to go on."""
+    """A plan, and how its outcome is given. `step`: event by event. `interactive`: a person is asked to go on.
+    `commands`: where those that were sent are; a later look finds more, so they are no part of the plan."""
 
     plan: Plan
+    commands: Window | None = None
     form: str
     step: bool
     interactive: bool
@@ -49,7 +52,12 @@ class Request:
         plan = value.pop("plan")
         plan["ranges"] = tuple(Range(**found) for found in plan["ranges"])
         plan["missing"] = tuple(Gap(**found) for found in plan["missing"])
-        plan["injections"] = tuple(plan["injections"])
+        for name in ("injections", "redact"):
+            plan[name] = tuple(plan[name])
+        commands = value.pop("commands")
+        if commands is not None:
+            commands["ranges"] = tuple(tuple(found) for found in commands["ranges"])
+            value["commands"] = Window(**commands)
         return cls(plan=Plan(**plan), **value)
 
 
@@ -62,11 +70,10 @@ def run(request: Request) -> None:
     """Replay, and write what came of it to stdout."""
     plan, at = request.plan, addresses()
     policy, ran_with = policy_from(plan.policy), policy_from(plan.ran_with) or default_policy()
-    allowed = (policy or ran_with).state_inspection
     with snapshot(at.postgres) as tables:
         hidden = Hidden(tables.redactions())
-    paths = tuple(dict.fromkeys((*ran_with.redact, *(policy.redact if policy else ()))))
-    shown = Shown(hidden, paths, allowed.state_size_bytes_max, states=allowed.enabled)
+    paths = tuple(dict.fromkeys((*plan.redact, *ran_with.redact, *(policy.redact if policy else ()))))
+    shown = Shown(hidden, paths, plan.state_size_bytes_max, states=plan.states)
     steps: list[dict[str, Any]] = []
     look: Callable[[dict[str, Any]], None] | None = None
     if request.step and request.interactive:
@@ -85,6 +92,7 @@ def run(request: Request) -> None:
             shown=shown,
             progress=(lambda *_: None) if request.interactive else progress,
             look=look,
+            commands=request.commands,
         )
     if request.form == "jsonl":
         _line({"summary": document})

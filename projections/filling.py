@@ -61,11 +61,13 @@ def write_part(connection: Connection, generation: str, folded: Folded, partitio
         for table in TABLES:
             rows = list(folded.rows[table.name].values())
             if rows:
-                _copy(connection, sql.Identifier(generation, table.name), table, rows)
+                copy_rows(connection, generation, table, rows)
     return count
 
 
-def _copy(connection: Connection, target: sql.Composable, table: Table, rows: Iterable[Sequence[Any]]) -> None:
+def copy_rows(connection: Connection, generation: str, table: Table, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows that are not there yet into a table of a generation, by one COPY."""
+    target = sql.Identifier(generation, table.name)
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, names)
     fields = [statements.kind_of(column).field for column in table.columns]

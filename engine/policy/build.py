@@ -16,6 +16,7 @@ from .model import (
     Intervention,
     Ladder,
     Policy,
+    ReplayMode,
     Retention,
     Rule,
     Rung,
@@ -41,6 +42,7 @@ def build(parsed: WorkflowErrorHandling, warnings: tuple[str, ...]) -> Policy:
     }
     unknown = strategies.unknown_error or _DEFAULT_UNKNOWN
     inspection, compensation = parsed.debugging.state_inspection, parsed.compensation
+    replays = parsed.debugging.replay_mode
     corruption, retention = parsed.error_detection.state_corruption, parsed.checkpoints.retention
     # What is hidden from people decides no repair: a version is that of the decisions made by it.
     content = json.dumps(parsed.model_dump(mode="json", exclude={"checkpoints": {"redact"}}), sort_keys=True)
@@ -61,6 +63,7 @@ def build(parsed: WorkflowErrorHandling, warnings: tuple[str, ...]) -> Policy:
             state_size_bytes_max=inspection.max_state_size,
             export_formats=inspection.export_formats,
         ),
+        replay_mode=ReplayMode(enabled=replays.enabled, days_max=replays.max_replay_days, storage=replays.storage),
         corruption=Corruption(
             enabled=corruption.enabled,
             verify_on_arrival=corruption.enabled and corruption.checksum_verification,

@@ -207,7 +207,7 @@ class ManualIntervention(_Part):
 class ReplayMode(_Part):
     enabled: bool = True
     max_replay_days: int = Field(30, ge=1)
-    storage: str = "file://replays/"
+    storage: str = ""
 
 
 class Tracing(_Part):

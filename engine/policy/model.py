@@ -168,6 +168,16 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayMode:
+    """What may be replayed, and where replays are kept: `debugging.replay_mode`. An empty `storage` is a folder of the
+    object storage that everything else lies in."""
+
+    enabled: bool = True
+    days_max: int = 30
+    storage: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateInspection:
     """What people may look into: `debugging.state_inspection`."""
 
@@ -192,6 +202,7 @@ class Policy:
     workflow_time_ms_max: int
     intervention: Intervention
     state_inspection: StateInspection = StateInspection()
+    replay_mode: ReplayMode = ReplayMode()
     corruption: Corruption = Corruption()
     retention: Retention = Retention()
     detection: Detection = Detection()

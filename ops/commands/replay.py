@@ -9,34 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.output import CONFLICT, FAILED, ID, MISMATCH, NOT_FOUND, USAGE, NotFoundError, say, show
+from ops.commands import replay_sessions
+from ops.commands.replay_sessions import RefusedError
+from ops.output import ID, MISMATCH, say, show
 
 if TYPE_CHECKING:
-    from ops.replay import Plan
-    from ops.replay_range import ReplayError
+    from engine.policy import Policy
+    from ops.replay_kept import Kept
+    from ops.replaying import Request
     from ops.stack import Addresses
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_CODES = {
-    "spec": USAGE,
-    "inject": USAGE,
-    "empty": USAGE,
-    "reversed": USAGE,
-    "topic": NOT_FOUND,
-    "partition": NOT_FOUND,
-    "beyond_end": CONFLICT,
-    "missing": CONFLICT,
-    "size": CONFLICT,
-}
 
 
-class _RefusedError(click.ClickException):
-    def __init__(self, error: ReplayError) -> None:
-        super().__init__(f"{error}\n  try: {error.hint}" if error.hint else str(error))
-        self.exit_code = _CODES.get(error.reason, FAILED)  # type: ignore[misc]
-
-
-@click.command()
+@click.group(invoke_without_command=True, subcommand_metavar="[list | show | drop] ...")
 @click.option("--topic", default="workflow.events", show_default=True)
 @click.option("--from", "starts", multiple=True, metavar="PLACE", help="0:1200, 0:@TIME or @TIME; may be repeated.")
 @click.option("--to", "ends", multiple=True, metavar="PLACE", help="The same; not included. Default: the end.")
@@ -54,7 +40,12 @@ class _RefusedError(click.ClickException):
 @click.option("--json", "as_json", is_flag=True, help="As --export json; with --step one line for each event.")
 @click.option("--accept-gap", is_flag=True, help="Replay what retention has left.")
 @click.option("--without-archive", is_flag=True, help="Begin where Kafka's log begins.")
+@click.option("--into", metavar="SCHEMA", help="Fill a scratch schema, kintsugi_replay_SCHEMA, for questions in SQL.")
+@click.option("--replace", is_flag=True, help="With --into: instead of the one of that name.")
+@click.option("--keep", is_flag=True, help="Keep the document where debugging.replay_mode.storage says.")
+@click.pass_context
 def replay(
+    context: click.Context,
     topic: str,
     starts: tuple[str, ...],
     ends: tuple[str, ...],
@@ -70,116 +61,138 @@ def replay(
     as_json: bool,
     accept_gap: bool,
     without_archive: bool,
+    into: str | None,
+    replace: bool,
+    keep: bool,
 ) -> None:
     """Run engine and projections over a range of events again, and compare the decisions with those recorded.
 
-    Nothing is written but that somebody replayed (a debugging session). Exit 6 when engine and log disagree.
+    Nothing is written but that somebody replayed (a debugging session) and, with --into, a schema of its own. Exit 6
+    when engine and log disagree.
+
+    \b
+      kintsugi replay --from 0:1200 --to 0:1300
+      kintsugi replay --workflow 6b696e74-7375-4769-8000-676f6c646a6f --step
+      kintsugi replay --from '@2026-11-20T10:00Z' --into monday
     """
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
+    from ops.replay_plan import Asked, planned
     from ops.replay_range import ReplayError
+    from ops.replay_scratch import schema_of
     from ops.replaying import Request, policy_from
     from ops.stack import addresses
 
-    for path in (policy, ran_with):
-        policy_from(None if path is None else str(path))  # a policy that does not load is said before anything begins
+    if replace and into is None:
+        raise click.UsageError("--replace goes with --into")
+    # A policy that does not load is said before anything begins.
+    _, started_with = (policy_from(None if path is None else str(path)) for path in (policy, ran_with))
     at = addresses()
+    asked = Asked(
+        topic=topic,
+        starts=starts,
+        ends=ends,
+        workflow=workflow,
+        cold=cold,
+        injected=injected,
+        archived=not without_archive,
+        accept_gap=accept_gap,
+        started_with=started_with,
+    )
     try:
-        plan = _plan(
+        plan, commands, allowed = planned(
             at,
-            topic=topic,
-            starts=starts,
-            ends=ends,
-            workflow=workflow,
-            cold=cold,
-            injected=injected,
-            archived=not without_archive,
-            accept_gap=accept_gap,
+            asked,
+            say,
             facts=facts or ("own" if injected else "recorded"),
             seed=seed,
             policy=None if policy is None else str(policy),
             ran_with=None if ran_with is None else str(ran_with),
+            into=None if into is None else schema_of(into),
         )
+        for gap in plan.missing:
+            say(f"partition {gap.partition}: offsets {gap.first} to {gap.next - 1} are missing: {gap.reason}")
+        interactive = step and not as_json and form is None and sys.stdin.isatty()
+        given = form or ("jsonl" if as_json and step else "json")
+        request = Request(plan=plan, commands=commands, form=given, step=step, interactive=interactive)
+        kept = _kept(at, allowed) if keep else None
+        _carry_out(at, request, kept, whole=bool(form or as_json), replace=replace)
     except ReplayError as error:
-        raise _RefusedError(error) from error
-    for gap in plan.missing:
-        say(f"partition {gap.partition}: offsets {gap.first} to {gap.next - 1} are missing: {gap.reason}")
-    interactive = step and not as_json and form is None and sys.stdin.isatty()
-    given = form or ("jsonl" if as_json and step else "json")
-    _carry_out(at, Request(plan=plan, form=given, step=step, interactive=interactive), whole=bool(form or as_json))
+        raise RefusedError(error) from error
 
 
-def _plan(
-    at: Addresses,
-    *,
-    topic: str,
-    starts: tuple[str, ...],
-    ends: tuple[str, ...],
-    workflow: str | None,
-    cold: bool,
-    injected: tuple[str, ...],
-    archived: bool,
-    accept_gap: bool,
-    **options: Any,
-) -> Plan:
-    from consumers.log_reader import LogReader
-    from ops import reads
-    from ops.archive import archive_of, history_of
-    from ops.replay import Plan
-    from ops.replay_inject import check, parse_all
-    from ops.replay_range import Resolver, check_topic, parse_place
-
-    check_topic(topic)
-    injections = parse_all(injected)
-    if workflow is not None and not starts:
-        found = reads.workflow(at.postgres, workflow)
-        if found is None:
-            raise NotFoundError(f"no workflow {workflow}; kintsugi workflows list shows those that are there")
-        starts = (f"{found['log_partition']}:{found['first_offset']}",)
-    begin, end = [parse_place(text) for text in starts], [parse_place(text) for text in ends]
-    with LogReader(at.kafka) as log:
-        resolver = Resolver(history_of(at, log, archived=archived), archive_of(at, log) if archived else None)
-        ranges, gaps = resolver.ranges(begin, end, cold=cold, accept_gap=accept_gap)
-    check(injections, ranges)
-    return Plan(
-        ranges=tuple(ranges),
-        workflow_id=workflow,
-        injections=injected,
-        archived=archived,
-        accept_gap=accept_gap or bool(gaps),
-        missing=tuple(gaps),
-        **options,
-    )
+replay.add_command(replay_sessions.list_)
+replay.add_command(replay_sessions.show_)
+replay.add_command(replay_sessions.drop)
 
 
-def _carry_out(at: Addresses, request: Any, *, whole: bool) -> None:
+def _refuse_options(context: click.Context) -> None:
+    for name in context.params:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"kintsugi replay {context.invoked_subcommand} takes its options behind its name")
+
+
+def _kept(at: Addresses, allowed: Policy) -> Kept:
+    from ops.replay_kept import Kept
+
+    return Kept(allowed.replay_mode.storage, at.objects)
+
+
+def _carry_out(at: Addresses, request: Request, kept: Kept | None, *, whole: bool, replace: bool) -> None:
     """In a process of its own; what it was and what came of it is written down around it."""
-    import hashlib
+    import uuid
 
     import orjson
 
-    from ops.replay_session import Session
-
-    session = Session(at, request.plan.document(), request.plan.workflow_id)
-    say(f"debugging session {session.session_id}")
-    status, results = "failed", {}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "ops.replaying", request.dumped()], stdout=subprocess.PIPE, check=False
-        )
-        if done.returncode != 0:
-            raise click.exceptions.Exit(done.returncode)
-        status, results = "completed", {"sha256": hashlib.sha256(done.stdout).hexdigest()}
-    finally:
-        session.finish(status, results)
+    session_id = str(uuid.uuid4())
+    output = _replayed(at, request, kept, session_id, replace=replace)
     if whole:
-        sys.stdout.buffer.write(done.stdout)
+        sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()
     if request.form not in ("json", "jsonl"):
         return
-    document = orjson.loads(done.stdout.splitlines()[-1] if request.form == "jsonl" else done.stdout)
+    document = orjson.loads(output.splitlines()[-1] if request.form == "jsonl" else output)
     document = document.get("summary", document)
     if not whole:
         _show(document)
     _told(document, changed=bool(request.plan.injections or request.plan.policy))
+
+
+def _replayed(at: Addresses, request: Request, kept: Kept | None, session_id: str, *, replace: bool) -> bytes:
+    """The session around the process: what the process wrote. A scratch schema that is not whole does not stay."""
+    import hashlib
+
+    from ops import replay_scratch as scratch
+    from ops.audit import actor, now
+    from ops.replay_session import Session
+
+    into = request.plan.into
+    said = {"session": session_id, "actor": actor(), "at": now(), "state": "filling"}
+    if into is not None:
+        scratch.create(at.postgres, into, said, replace=replace)
+    try:
+        session = Session(at, session_id, request.plan.document(), request.plan.workflow_id)
+        say(f"debugging session {session_id}")
+        status, results = "failed", {}
+        try:
+            command = [sys.executable, "-m", "ops.replaying", request.dumped()]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+            if done.returncode != 0:
+                raise click.exceptions.Exit(done.returncode)
+            results = {"sha256": hashlib.sha256(done.stdout).hexdigest()}
+            if kept is not None:
+                results["kept"] = kept.put(session_id, done.stdout)
+            if into is not None:
+                scratch.finish(at.postgres, into, {**said, "state": "filled"})
+            status = "completed"
+        finally:
+            session.finish(status, results)
+    except BaseException:
+        if into is not None:
+            scratch.drop(at.postgres, into)
+        raise
+    return done.stdout
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -190,11 +203,14 @@ def _show(document: dict[str, Any]) -> None:
             click.echo(line)
     decided = ("place", "at", "workflow_id", "attempt", "error_type", "strategy", "command", "verdict")
     show(document["decisions"], "table", columns=decided, empty="no repair was decided in this range")
+    differing = ("verdict", "place", "record", "workflow_id", "fields")
     if document["differences"]:
         click.echo("\nDifferences")
-        differing = ("verdict", "place", "record", "workflow_id", "fields")
         show(document["differences"], "table", columns=differing)
     tables = [row for row in document["tables"] if row["rows"] or row["changes"]]
+    if document["command_differences"]:
+        click.echo("\nCommands that differ")
+        show(document["command_differences"], "table", columns=differing)
     if tables:
         click.echo("\nTables")
         show(tables, "table")
@@ -204,6 +220,12 @@ def _told(document: dict[str, Any], *, changed: bool) -> None:
     aside = sum(document["set_aside"].values())
     say(f"{document['records']} records, {document['records_before']} before them for the state, {aside} set aside")
     say(", ".join(f"{count} {verdict}" for verdict, count in document["verdicts"].items()) or "no fact of the engine")
+    if document["commands_compared"]:
+        say("commands: " + ", ".join(f"{n} {verdict}" for verdict, n in document["commands_compared"].items()))
+    into = document.get("into")
+    if into is not None:
+        say(f"{into['rows']} rows in {into['schema']}, {len(into['refused'])} refused by Postgres; to look at them:")
+        say(f'  psql "$KINTSUGI_POSTGRES" -c "SELECT * FROM {into["schema"]}.workflow_errors"')
     refused = document["not_projected"]
     if refused["records"]:
         first = refused["shown"][0]

@@ -8,9 +8,16 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
+from engine.events import Delivered
 from ops.stack import Addresses
+from projections.catalog import TABLES
+from projections.digest import differences
+from projections.filling import copy_rows
+from projections.fold import Folded
+from schemas.codec import Unknown
 from schemas.records.events import DebugSessionFinished, DebugSessionStarted, RecoveryDecided
 from schemas.topics import COMMANDS, EVENTS
 
@@ -19,8 +26,13 @@ from .kit import Role, Topics, failing, wait_for
 
 
 @pytest.fixture
-def cli(own: Addresses, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    return Cli({**os.environ, **own.environment()}, monkeypatch, capfd)
+def environment(own: Addresses) -> dict[str, str]:
+    return {**os.environ, **own.environment()}
+
+
+@pytest.fixture
+def cli(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(environment, monkeypatch, capfd)
 
 
 def decided(topics: Topics, start: Callable[..., Role]) -> tuple[str, int, int, int]:
@@ -50,6 +62,7 @@ def test_a_range_is_replayed_alike_each_time_and_changes_nothing(
     [decision] = document["decisions"]
     assert (decision["verdict"], decision["strategy"]) == ("same", "increase_timeout_and_retry")
     assert document["commands"] == {"RetryStep": 1}
+    assert document["commands_compared"] == {"same": 1}
     assert document["agrees"] is True and document["not_projected"]["records"] == 0
     opened = next(s for s in steps if s["event"] == "WorkflowErrorOccurred")
     assert (opened["engine"]["before"]["cases"], len(opened["engine"]["after"]["cases"])) == ([], 1)
@@ -58,6 +71,7 @@ def test_a_range_is_replayed_alike_each_time_and_changes_nothing(
     injected = ("--inject", f"drop@{opened['place']}", "--inject", f"kill@{steps[1]['place']}")
     changed = cli("replay", *span, "--json", *injected)
     assert changed.code == 0 and changed.json["decisions"][0]["verdict"] == "not_asked"
+    assert changed.json["commands_compared"] == {"not_asked": 1}
     assert changed.json["kills"][0]["same_states"] and changed.json["kills"][0]["same_effects"]
 
     assert len(topics.read(COMMANDS)) == commands
@@ -65,6 +79,54 @@ def test_a_range_is_replayed_alike_each_time_and_changes_nothing(
     begun, ended = (topics.events(kind, {workflow_id}) for kind in (DebugSessionStarted, DebugSessionFinished))
     assert len(begun) == len(ended) == 3
     assert {session.status for session in ended} == {"completed"}
+
+
+def applied(own: Addresses, topics: Topics, workflow_id: str) -> None:
+    """What a projector makes of one workflow's events, in the live tables."""
+    folded = Folded(TABLES)
+    for message in topics.read(EVENTS, {workflow_id}):
+        record = topics.codec.decode(message.value())
+        assert not isinstance(record, Unknown)
+        place = message.partition() or 0, message.offset() or 0, message.timestamp()[1] * 1000
+        folded.add(Delivered(record, *place))
+    with psycopg.connect(own.postgres, autocommit=True) as connection:
+        for table in TABLES:
+            copy_rows(connection, "kintsugi", table, list(folded.rows[table.name].values()))
+
+
+def test_rows_of_a_replay_go_to_a_schema_of_their_own_until_it_is_dropped(
+    topics: Topics, start: Callable[..., Role], own: Addresses, cli: Cli
+) -> None:
+    workflow_id, partition, first, end = decided(topics, start)
+    span = ("--from", f"{partition}:{first}", "--to", f"{partition}:{end}", "--workflow", workflow_id)
+    into = ("replay", *span, "--into", "night", "--json")
+    schema = "kintsugi_replay_night"
+
+    filled = cli(*into)
+    assert filled.code == 0, filled.err
+    assert filled.json["into"] == {"schema": schema, "rows": 3, "refused": []}
+    assert f"FROM {schema}." in filled.err, "it says how to look at the rows"
+    again = cli(*into)
+    assert (again.code, again.out) == (4, "") and "--replace" in again.err
+    replaced = cli(*into, "--replace")
+    assert replaced.out == filled.out
+    session_id = replaced.err.split("debugging session ")[1].split()[0]
+
+    with psycopg.connect(own.postgres) as connection:
+        assert connection.execute("SELECT count(*) FROM kintsugi.workflows").fetchone() == (0,)
+        applied(own, topics, workflow_id)
+        others = [table for table in TABLES if table.name != "workflow_debug_sessions"]
+        assert differences(connection, "kintsugi", schema, others).rows == {}
+    shown = cli("replay", "list", "--output", "json").json
+    assert [s["status"] for s in shown["sessions"]] == ["completed", "completed"]
+    [found] = [s for s in shown["sessions"] if s["session"] == session_id]
+    assert found["into"] == schema and found["ranges"][0]["start"] == first
+    [listed] = shown["schemas"]
+    assert (listed["name"], listed["state"], listed["session"]) == (schema, "filled", session_id)
+    assert listed["size_bytes"] > 0
+    assert cli("replay", "drop", "kintsugi", "--reason", "a test").code == 3
+    assert cli("replay", "drop", "night", "--reason", "a test").code == 0
+    assert cli("replay", "list", "--output", "json").json["schemas"] == []
 
 
 def test_a_range_that_is_none_is_refused_with_what_to_do(topics: Topics, cli: Cli) -> None:

@@ -12,7 +12,8 @@ import yaml
 
 from engine.events import Delivered
 from ops.hidden import Hidden
-from ops.replay_export import html, step_lines, written
+from ops.replay_export import step_lines, written
+from ops.replay_html import html
 from ops.replay_shown import TEXT_CHARS_MAX, Shown, cut, engine_state
 from schemas.canonical import canonical_bytes, digest_of
 from schemas.records.events import StatePersisted, WorkflowErrorOccurred
@@ -153,11 +154,12 @@ def test_what_a_service_wrote_is_text_in_the_page() -> None:
     page = Page(text)
     structure = {"html", "head", "body", "meta", "title", "style", "h1", "h2", "pre", "details", "summary"}
     assert page.tags == structure | {"table", "tr", "th", "td"}
-    assert page.names <= {"lang", "charset", "http-equiv", "content", "class"}
+    assert page.names <= {"lang", "charset", "http-equiv", "content", "class", "name"}
     assert "<script>alert(1)</script>" in page.text and "onerror=alert(1)" in page.text
     assert "\x1b" not in text and "\x00" not in text
-    assert text.count('class="differs"') == 1
-    assert "default-src &#x27;none&#x27;" in text
+    assert text.count('<tr class="wrong">') == 1 and text.count('<tr class="same">') == 1
+    assert "default-src &#x27;none&#x27;" in text and "unsafe" not in text
+    assert "\u202e" not in text, "text that is turned around reads as another"
 
 
 def test_every_form_holds_the_same_document() -> None:
