@@ -70,9 +70,20 @@ class OwnPosition(Protocol):
 class Pipelined(Protocol):
     """What a handler has besides when the next records may be handled while its effects are still on their way.
 
-    The loop then waits in `flush` only when there is nothing else to do, or when too much is on its way, and commits
-    what is `durable`.
+    `handle` may then only take records in, to be handled by `work` in an order of the handler's own. The loop waits in
+    `flush` only when there is nothing else to do, or when too much is on its way, and commits what is `durable`.
     """
+
+    @property
+    def backlog(self) -> int:
+        """Records taken in that `work` has not handled yet."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may be taken in before `work` has been done."""
+
+    def work(self) -> Mapping[int, KintsugiError]:
+        """Handle some of what was taken in; what did not succeed, by partition."""
 
     def poll(self) -> Mapping[int, KintsugiError]:
         """As `flush`, without waiting."""

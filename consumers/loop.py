@@ -30,9 +30,10 @@ from . import telemetry
 from .clock import BrokerClock
 from .crash import crash_point
 from .deadline import Deadline
-from .handler import Handler, LogRange, OwnPosition, Pipelined
+from .handler import Handler, OwnPosition, Pipelined
 from .kafka import MAX_POLL_INTERVAL_MS, Reporter, describe, is_incremental, passes
 from .lag import forget_lag, show_lag
+from .positions import check_group, check_stored, look_up
 from .slots import Slot
 
 #: Sweet spot of librdkafka's batches; also bounds the time between two polls.
@@ -43,12 +44,12 @@ BATCH_BYTES_MAX = 16 * 1024 * 1024
 HEARTBEAT_S = 0.25
 #: Commits are only a bookmark, effects are idempotent: not more often than this.
 COMMIT_INTERVAL_S = 0.05
-#: Waits for the coordinator and for watermarks when a partition is taken over.
-LOOKUP_TIMEOUT_S = 5.0
 #: Batches handled while the effects of earlier ones are on their way; then the loop waits for all of them.
 BATCHES_IN_FLIGHT_MAX = 8
 #: Share of max.poll.interval.ms that a revoke or a stop may take for snapshots and the last commit.
 HANDOVER_S = 0.2 * MAX_POLL_INTERVAL_MS / 1000
+#: And for what was taken in and is not handled yet. What is left after that is the next owner's to read.
+DRAIN_S = 5.0
 #: The last commit gets at least this long, whatever the rest took.
 COMMIT_FLOOR_S = 2.0
 LAG_INTERVAL_S = 1.0
@@ -98,20 +99,30 @@ class Loop:
     def _round(self) -> None:
         now_us = self._clock.now_us()
         due_us = self._handler.tick(now_us, self._caught_up)
-        # With effects on their way, what has arrived meanwhile is handled first.
-        messages = self._fetch(0.0) if self._pipelined is not None and self._in_flight else []
-        self._settle({}, wait=not messages or self._in_flight >= BATCHES_IN_FLIGHT_MAX)
+        messages = self._fetch_early()
+        working = bool(messages) or self._backlog > 0
+        self._settle({}, wait=not working or self._in_flight >= BATCHES_IN_FLIGHT_MAX)
         self._note_durable()
-        if not messages:
+        if not working:
             messages = self._fetch(self._wait_s(due_us, now_us))
         if self._failure is not None:
             raise self._failure
-        if messages:
+        if messages or working:
             crash_point("after_poll")
             self._process(messages)
         self._restart_waiting()
         self._commit()
         self._observe()
+
+    @property
+    def _backlog(self) -> int:
+        return 0 if self._pipelined is None else self._pipelined.backlog
+
+    def _fetch_early(self) -> list[Message]:
+        """With work left, or effects on their way, what has arrived meanwhile; it comes first."""
+        if self._pipelined is None or self._pipelined.full or not (self._in_flight or self._pipelined.backlog):
+            return []
+        return self._fetch(0.0)
 
     def _wait_s(self, due_us: int | None, now_us: int) -> float:
         wait_s = HEARTBEAT_S
@@ -159,6 +170,8 @@ class Loop:
                 self._handler.handle(partition, batch)
             except (RetriableError, FencedError) as error:
                 failures[partition] = error
+        if self._pipelined is not None:
+            failures.update(self._pipelined.work())
         crash_point("after_append")
         self._in_flight += 1
         self._settle(failures, wait=self._pipelined is None)
@@ -170,7 +183,7 @@ class Loop:
                     self._done(slot, slot.next_offset)
         self._note_durable()
         count = sum(len(batch) for batch in per_partition.values())
-        if count:
+        if count and self._pipelined is None:
             telemetry.PROCESSING_SECONDS.labels(self._role).observe((time.perf_counter() - started_s) / count)
 
     def _note_durable(self) -> None:
@@ -262,42 +275,19 @@ class Loop:
 
     def _start_of(self, slot: Slot) -> int:
         """Ask group, log and handler where to begin: an offset that the log holds, or the process ends."""
-        log = self._lookup(slot.partition)
+        log = look_up(self._consumer, self._topic, slot.partition)
         slot.look(log.low, log.high, log.committed)
-        if self._own is None and log.committed is not None and not log.low <= log.committed <= log.high:
-            raise FatalError(
-                f"{self._topic}[{slot.partition}]: the group's position {log.committed} is outside the log "
-                f"({log.low} to {log.high}): records were deleted before they were processed, or the topic was "
-                "made anew; nothing is skipped silently",
-                hint="check the retention, then set the position by hand: kafka-consumer-groups.sh --reset-offsets",
-            )
+        if self._own is None:
+            check_group(self._topic, log)
         wanted = self._handler.assigned(log)
         start = wanted if wanted is not None else log.committed if log.committed is not None else log.low
         if start > log.high:
             # While the handler was asked, another owner may have gone on beyond what was the end of the log before.
-            log = self._lookup(slot.partition)
-        if not log.low <= start <= log.high:
-            raise FatalError(
-                f"{self._topic}[{slot.partition}]: the stored position {start} is outside the log "
-                f"({log.low} to {log.high}): records were deleted before they were processed, "
-                "or the topic was made anew",
-                hint="rebuild what is stored from the log, or check the retention",
-            )
+            log = look_up(self._consumer, self._topic, slot.partition)
+        check_stored(self._topic, log, start)
         slot.begin(start, log.committed)
         show_lag(self._role, self._topic, slot)
         return start
-
-    def _lookup(self, partition: int) -> LogRange:
-        at = self._at(partition)
-        try:
-            found = self._consumer.committed([at], LOOKUP_TIMEOUT_S)[0]
-            if found.error is not None:
-                raise RetriableError(f"the group's position of {self._topic}[{partition}]: {describe(found.error)}")
-            low, high = self._consumer.get_watermark_offsets(at, LOOKUP_TIMEOUT_S, cached=False)
-        except KafkaException as error:
-            raise RetriableError(f"{self._topic}[{partition}]: {describe(error.args[0])}") from error
-        committed = None if found.offset == OFFSET_INVALID else int(found.offset)
-        return LogRange(partition=partition, low=low, high=high, committed=committed)
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         telemetry.REBALANCES.labels(self._role, "assigned").inc()
@@ -347,6 +337,9 @@ class Loop:
         """Save, commit and let go, all within one deadline. Partitions in trouble are only let go."""
         deadline = Deadline(HANDOVER_S)
         if self._pipelined is not None and self._failure is None:
+            enough = Deadline(DRAIN_S)
+            while self._pipelined.backlog and not enough.passed:
+                self._settle(dict(self._pipelined.work()), wait=False)
             self._settle({})
             self._note_durable()
         mine = [p for p in partitions if p in self._slots]

@@ -36,8 +36,8 @@ class Memory:
         #: Effects of records before it are in the log already.
         self.effects_from = effects_from
         self.next_offset = next_offset
-        #: Broker time of the newest record folded.
-        self.log_us = 0
+        #: Broker time of the newest record folded, and of the newest one taken in.
+        self.log_us = self.seen_us = 0
         self.waiting_for_human: set[str] = set()
         self.traces: dict[str, str] = {}
         self.ended: OrderedDict[str, None] = OrderedDict()

@@ -42,6 +42,8 @@ class Outbox:
         self._clock = clock
         self._producer = Producer(self._settings)
         self._broken = False
+        #: Records handed over so far.
+        self.taken = 0
         self._waiting: Counter[int] = Counter()
         #: By cause, oldest first; ended ones are taken out by `durable`.
         self._batches: dict[int, deque[_Batch]] = {}
@@ -79,6 +81,7 @@ class Outbox:
                 )
                 self._waiting[cause] += 1
                 batch.waiting += 1
+                self.taken += 1
                 return
             except BufferError:
                 if deadline.passed:

@@ -1,31 +1,32 @@
 """The recovery role: folds the log, appends what the engine decides, sends commands when decisions are read back.
 
-Order per batch: fold, append, flush, commit; while effects are on their way the next batch may be folded. A crash
-between any two is made good by reading again: ids are derived, so what is written twice counts once. A batch that could
-not be written drops the partition's states; they are folded anew from the newest snapshot and the log, without effects
-up to the group's position.
+Records are taken in as they come and folded lane by lane (`lanes`): each workflow's in their order, and with what was
+in force at their place in the log, so every decision is the one that the log's own order gives. Per round: fold,
+append, flush, commit; while effects are on their way more may be folded. A crash between any two is made good by
+reading again: ids are derived, so what is written twice counts once. What could not be written drops the partition's
+states; they are folded anew from the newest snapshot and the log, without effects up to the group's position.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from confluent_kafka import Message
 
 from engine.decide import decide
-from engine.effects import Append, Coordinate, Effect
 from engine.events import Delivered
 from engine.fold import evolve
+from engine.inforce import CONTROL
 from engine.policy import Policy
 from engine.timers import due
 from schemas.admission import admit
 from schemas.codec import Codec, Unknown
 from schemas.dead_letters import STAGE_APPLY, STAGE_DECODE
-from schemas.errors import AdmissionError, KintsugiError, PoisonError
-from schemas.headers import headers_for, trace_of
+from schemas.errors import AdmissionError, FencedError, KintsugiError, PoisonError, RetriableError
+from schemas.headers import trace_of
 from schemas.records import Command, Record
 from schemas.records.events import (
     CheckpointRejected,
@@ -34,23 +35,32 @@ from schemas.records.events import (
     TimerFired,
     WorkflowErrorOccurred,
 )
-from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS
 
 from . import telemetry
 from .crash import crash_point
-from .dead_letter import dead_letter_headers, headers_of, raw, value_of
+from .dead_letter import headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
 from .inspecting import Inspection
+from .intake import Intake
+from .lanes import Entry
 from .memory import Memory
 from .outbox import Outbox
 from .policies import AppliedPolicies
+from .sending import Sending
 from .snapshots import Dumping, Snapshots
 
 ROLE = "recovery"
 #: A snapshot after so many records, or after the interval if there was any.
 SNAPSHOT_RECORDS = 20_000
 SNAPSHOT_INTERVAL_S = 30.0
+#: A snapshot needs a moment without anything taken in; after so many records nothing is taken in until it comes.
+SNAPSHOT_RECORDS_MAX = 2 * SNAPSHOT_RECORDS
+#: What one round folds at most: so many records, or those that cause so many effects, about ten milliseconds of either.
+WORK_RECORDS_MAX = 500
+WORK_EFFECTS_MAX = 32
+#: Records decoded, and their keys fetched, together.
+WORK_SLICE = 16
 #: The loop stands still while states are taken into a snapshot: at most this share of the time.
 SNAPSHOT_SHARE_MAX = 0.01
 #: States taken in one round, about a millisecond's, and how soon the next round comes when there is nothing else to do.
@@ -69,7 +79,6 @@ REASONS = frozenset(
 )
 #: Counters by their labels; finding one anew costs more than a fold.
 _processed = cache(telemetry.EVENTS_PROCESSED.labels)
-_effects = cache(telemetry.EFFECTS.labels)
 
 
 class Recovery:
@@ -90,8 +99,13 @@ class Recovery:
         self._inspection = inspection or Inspection()
         self._codec = codec
         self._outbox = outbox
+        self._sending = Sending(codec, outbox)
         self._snapshots = snapshots
         self._memories: dict[int, Memory] = {}
+        self._intake = Intake(codec)
+        #: Partitions whose batch in hand has not ended.
+        self._touched: set[int] = set()
+        self._draining = False
         self._snapshot_due_s: dict[int, float] = {}
         #: The snapshot under way: one at a time, a few states a round.
         self._dumping: tuple[Memory, Dumping] | None = None
@@ -102,8 +116,7 @@ class Recovery:
 
     def assigned(self, log: LogRange) -> int | None:
         """Start at the newest snapshot, else at the beginning; effects begin at the group's position."""
-        self._memories.pop(log.partition, None)
-        self._outbox.forget(log.partition)
+        self._forget(log.partition)
         found = self._snapshots.newest(log.partition, low=log.low, high=log.high)
         start = log.low if found is None else found.offset
         # A snapshot is made of what was flushed: when it is newer than the position, so are the effects.
@@ -128,20 +141,83 @@ class Recovery:
         )
         return start
 
+    @property
+    def backlog(self) -> int:
+        """Records taken in and not folded yet."""
+        return len(self._intake)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more is taken in for a while: there is too much, or a snapshot waits for what there is."""
+        return self._intake.full or self._draining
+
     def handle(self, partition: int, messages: Sequence[Message]) -> None:
-        """Fold the records, and hand what follows from each to the producer before folding the next."""
-        memory = self._memories[partition]
-        records: Iterable[Record | None] = (self._read(memory, message) for message in messages)
-        if self._inspection.has_keys:
-            records = list(records)
-            self._inspection.prefetch(record for record in records if record is not None)
-        for message, record in zip(messages, records, strict=True):
-            if record is not None:
-                self._fold(memory, message, record)
+        """Take records in, and fold at once those that are about no workflow."""
+        try:
+            self._take_in(self._memories[partition], messages)
+        except (RetriableError, FencedError):
+            self._forget(partition)
+            raise
+
+    def _take_in(self, memory: Memory, messages: Sequence[Message]) -> None:
+        for message in messages:
+            timestamp_us = message.timestamp()[1] * 1000
+            memory.seen_us = max(memory.seen_us, timestamp_us)
+            kind = self._intake.kind_of(message)
+            if kind not in CONTROL:
+                self._intake.put(memory, message, kind)
+            elif (record := self._read(memory, message)) is not None:
+                event = Delivered(record, memory.partition, message.offset() or 0, timestamp_us)
+                memory.take(event)
+                self._note_policy(memory, event)
+                memory.folded += 1
         memory.next_offset = (messages[-1].offset() or 0) + 1
-        memory.folded += len(messages)
-        self._outbox.end_batch(partition, memory.next_offset)
+        self._touched.add(memory.partition)
+
+    def work(self) -> Mapping[int, KintsugiError]:
+        """Fold some of what was taken in, and hand what follows from each to the producer before folding the next."""
+        started_s, count, effects = time.perf_counter(), 0, self._outbox.taken
+        failed: dict[int, KintsugiError] = {}
+        while count < WORK_RECORDS_MAX and self._outbox.taken - effects < WORK_EFFECTS_MAX:
+            entries = self._intake.take(WORK_SLICE)
+            if not entries:
+                break
+            count += len(entries)
+            self._work_on(entries, failed)
+        for partition in self._touched:
+            self._outbox.end_batch(partition, self._intake.frontier(partition, self._memories[partition].next_offset))
+        self._touched.clear()
+        if count:
+            telemetry.PROCESSING_SECONDS.labels(ROLE).observe((time.perf_counter() - started_s) / count)
         crash_point("after_fold")
+        return failed
+
+    def _work_on(self, entries: Sequence[Entry], failed: dict[int, KintsugiError]) -> None:
+        for entry in entries:
+            try:
+                if entry.partition not in failed and entry.record is None:
+                    entry.record = self._read(self._memories[entry.partition], entry.message)
+            except (RetriableError, FencedError) as error:
+                self._give_up(entry.partition, error, failed)
+        if self._inspection.has_keys:
+            self._inspection.prefetch(e.record for e in entries if e.record is not None)
+        for entry in entries:
+            if entry.partition in failed:
+                continue
+            memory = self._memories[entry.partition]
+            try:
+                if entry.record is not None:
+                    self._fold(memory, entry, entry.record)
+            except (RetriableError, FencedError) as error:
+                self._give_up(entry.partition, error, failed)
+                continue
+            entry.done = True
+            memory.folded += 1
+            self._touched.add(entry.partition)
+
+    def _give_up(self, partition: int, error: KintsugiError, failed: dict[int, KintsugiError]) -> None:
+        failed[partition] = error
+        self._forget(partition)
 
     def flush(self) -> Mapping[int, KintsugiError]:
         """Wait until the log has everything. A partition with a loss is emptied, to be folded anew."""
@@ -157,16 +233,26 @@ class Recovery:
 
     def _emptied(self, failed: dict[int, KintsugiError]) -> dict[int, KintsugiError]:
         for partition in failed:
-            self._memories.pop(partition, None)
-            self._outbox.forget(partition)
+            self._forget(partition)
         return failed
+
+    def _forget(self, partition: int) -> None:
+        self._memories.pop(partition, None)
+        self._intake.forget(partition)
+        self._outbox.forget(partition)
+        self._touched.discard(partition)
+        self._draining = False
 
     def committed(self, partition: int, next_offset: int) -> None:
         """Tidy up, and leave a snapshot now and then."""
         memory = self._memories[partition]
         memory.evict()
         if next_offset < memory.next_offset:
-            return  # a snapshot beyond what is in the log would lose what is on its way
+            # A snapshot beyond what is in the log would lose what is on its way; it waits for that, but not for ever.
+            late = memory.folded >= SNAPSHOT_RECORDS_MAX
+            self._draining = self._draining or (late and self._dumping is None and not self._snapshots.busy)
+            return
+        self._draining = False
         now_s = time.monotonic()
         if memory.folded >= SNAPSHOT_RECORDS or now_s >= self._snapshot_due_s[partition]:
             least_s = self._snapshot_due_s[partition] - SNAPSHOT_INTERVAL_S * 0.9
@@ -184,7 +270,7 @@ class Recovery:
                 continue
             if due_us <= now_us:
                 # What looks overdue may be done further down the log: look there first.
-                if memory.log_us >= due_us or caught_up(memory.partition):
+                if memory.seen_us >= due_us or caught_up(memory.partition):
                     self._fire(memory, now_us)
                     due_us = memory.next_due_us or now_us + CATCHING_UP_US
                 else:
@@ -194,6 +280,7 @@ class Recovery:
         if now_s >= self._gauges_due_s:
             self._gauges_due_s = now_s + GAUGES_INTERVAL_S
             telemetry.WORKFLOWS_OPEN.set(sum(len(m.states) for m in self._memories.values()))
+            telemetry.RECORDS_QUEUED.set(len(self._intake))
             telemetry.INTERVENTIONS_OPEN.set(sum(len(m.waiting_for_human) for m in self._memories.values()))
         if now_s >= self._strays_due_s:
             self._strays_due_s = now_s + STRAYS_INTERVAL_S
@@ -210,7 +297,7 @@ class Recovery:
         for partition in partitions:
             memory = self._memories.get(partition)
             under_way = self._dumping is not None and self._dumping[0] is memory
-            if memory is not None and (memory.folded or under_way):
+            if memory is not None and (memory.folded or under_way) and not self._intake.waits_in(partition):
                 states = memory.states.values()
                 self._snapshots.save(partition, memory.next_offset, states, memory.ended, memory.in_force)
         self._snapshots.settle(deadline)
@@ -219,8 +306,7 @@ class Recovery:
     def lost(self, partitions: Sequence[int]) -> None:
         """Forget; the new owner derives it all again."""
         for partition in partitions:
-            self._memories.pop(partition, None)
-            self._outbox.forget(partition)
+            self._forget(partition)
             self._snapshot_due_s.pop(partition, None)
 
     def close(self) -> None:
@@ -236,32 +322,28 @@ class Recovery:
                 raise AdmissionError("wrong_topic", f"{type(record).__name__} is a command, this is the event topic")
         except PoisonError as error:
             if (message.offset() or 0) >= memory.effects_from:
-                self._set_aside(memory, message, error, STAGE_DECODE)
+                self._set_aside(message, error, STAGE_DECODE)
             return None
         if isinstance(record, Unknown):
             _processed(ROLE, "unknown_type").inc()
             return None
         return record
 
-    def _fold(self, memory: Memory, message: Message, record: Record) -> None:
-        offset = message.offset()
-        assert offset is not None
+    def _fold(self, memory: Memory, entry: Entry, record: Record) -> None:
+        message, offset = entry.message, entry.offset
         live = offset >= memory.effects_from
         timestamp_us = message.timestamp()[1] * 1000
         memory.log_us = max(memory.log_us, timestamp_us)
         event = self._inspection.inspector.deliver(record, memory.partition, offset, timestamp_us)
-        if memory.take(event):
-            self._note_policy(memory, event)
-            return
         if self._dumping is not None and self._dumping[0] is memory:
             self._dumping[1].spare(record.workflow_id)
         try:
             state = evolve(memory.get(record.workflow_id, record.workflow_type), event)
-            effects = decide(state, event, memory.in_force.policy, memory.in_force.breakers)
+            effects = decide(state, event, *entry.in_force)
         except Exception as error:  # a defect of ours on one record must not stop the partition's other workflows
             self._log.error("not applicable", partition=memory.partition, offset=offset, error=error)
             if live:
-                self._set_aside(memory, message, error, STAGE_APPLY)
+                self._set_aside(message, error, STAGE_APPLY)
             return
         if type(record) is TimerFired and timestamp_us < record.due_at:
             memory.unfire(record.event_id)
@@ -272,7 +354,7 @@ class Recovery:
             if effects:
                 trace = trace_of(headers_of(message)) or memory.traces.get(record.workflow_id)
                 memory.follow(state, trace)
-                self._act(effects, memory.partition, trace)
+                self._sending.act(effects, memory.partition, trace)
 
     def _note_policy(self, memory: Memory, event: Delivered) -> None:
         _processed(ROLE, "control").inc()
@@ -286,69 +368,18 @@ class Recovery:
                 "policy in force", partition=memory.partition, policy=record.policy_version, sequence=record.sequence
             )
 
-    def _act(self, effects: Iterable[Effect], partition: int, trace: str | None) -> None:
-        for effect in effects:
-            if isinstance(effect, Append):
-                self._append(effect.record, partition, trace)
-                continue
-            if isinstance(effect, Coordinate):
-                self._tell_coordinator(effect.record, partition, trace)
-                continue
-            command = effect.command
-            _effects(type(command).__name__).inc()
-            headers = headers_for(command, parent=trace)
-            self._outbox.send(
-                COMMANDS, command.workflow_id.encode(), self._codec.encode(command), headers, cause=partition
-            )
-            self._log.info(
-                "command",
-                command=type(command).__name__,
-                workflow_id=command.workflow_id,
-                error_id=command.error_id,
-                command_id=command.command_id,
-                attempt=command.attempt_number,
-                trace_id=headers[0][1][3:35].decode(),
-            )
-
-    def _append(self, record: Record, partition: int, trace: str | None) -> None:
-        """To the partition the cause came from, whatever partitioner the service's client uses."""
-        _effects(type(record).__name__).inc()
-        self._outbox.send(
-            EVENTS,
-            record.workflow_id.encode(),
-            self._codec.encode(record),
-            headers_for(record, parent=trace),
-            cause=partition,
-            partition=partition,
-        )
-
-    def _tell_coordinator(self, record: Record, partition: int, trace: str | None) -> None:
-        _effects(type(record).__name__).inc()
-        headers = headers_for(record, parent=trace)
-        self._outbox.send(
-            COORDINATION, record.workflow_id.encode(), self._codec.encode(record), headers, cause=partition
-        )
-
     def _fire(self, memory: Memory, now_us: int) -> None:
         for state in memory.take_due(now_us, TIMERS_PER_TICK_MAX):
+            if self._intake.waits(memory.partition, state.workflow_id):
+                continue  # what waits may have done what looks overdue; its timer is set anew then
             for fact in due(state, memory.in_force.policy, now_us):
                 if memory.first_fired(fact.event_id):
                     telemetry.TIMERS.labels(fact.kind).inc()
-                    self._append(fact, memory.partition, memory.traces.get(state.workflow_id))
+                    self._sending.append(fact, memory.partition, memory.traces.get(state.workflow_id))
 
-    def _set_aside(self, memory: Memory, message: Message, error: Exception, stage: str) -> None:
-        reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
-        telemetry.DEAD_LETTERS.labels(reason).inc()
+    def _set_aside(self, message: Message, error: Exception, stage: str) -> None:
         _processed(ROLE, "dead_letter").inc()
-        self._log.warning("dead letter", partition=memory.partition, offset=message.offset(), reason=reason)
-        self._outbox.send(
-            DEAD_LETTERS,
-            raw(message.key()),
-            value_of(message),
-            dead_letter_headers(message, error, stage),
-            cause=memory.partition,
-            timestamp_ms=max(0, message.timestamp()[1]),
-        )
+        self._sending.set_aside(message, error, stage)
 
     def _observe(self, event: Delivered) -> None:
         record = event.record

@@ -45,6 +45,7 @@ DETECTION_SECONDS = Histogram(
     buckets=_FAST,
 )
 INTERVENTIONS_OPEN = Gauge("kintsugi_interventions_open", "Repairs that wait for a human")
+RECORDS_QUEUED = Gauge("kintsugi_records_queued", "Records that recovery has taken in and not handled yet")
 WORKFLOWS_OPEN = Gauge("kintsugi_workflows_in_memory", "Workflow states kept in memory")
 STATE_FAILURES = Counter("kintsugi_state_validation_failures_total", "Checkpoints that did not verify", ["reason"])
 DEAD_LETTERS = Counter("kintsugi_dlq_records_total", "Records set aside", ["reason"])
@@ -53,8 +54,8 @@ PARKED_WORKFLOWS = Gauge(
 )
 PARKED_EVENTS = Gauge("kintsugi_parked_events", "Events of parked workflows, which wait", ["partition"])
 PARKING_FULL = Counter("kintsugi_parking_full_total", "Batches that stopped because no more may be parked")
-TIMERS = Counter("kintsugi_timers_fired_total", "Timer facts written", ["kind"])
 DISK_FULL = Counter("kintsugi_disk_full_total", "Batches of the tables that waited because a disk had no room")
+TIMERS = Counter("kintsugi_timers_fired_total", "Timer facts written", ["kind"])
 SNAPSHOTS = Counter("kintsugi_snapshots_total", "Snapshots written, read, and ignored", ["outcome"])
 SNAPSHOT_SECONDS = Histogram(
     "kintsugi_snapshot_dump_seconds", "Time the loop stood still for a snapshot", buckets=_FAST

@@ -29,7 +29,7 @@ CONTROL = (PolicyChanged, BreakerChanged, IncidentChanged, NotificationDelivered
 
 
 class Breakers:
-    """Which breakers are open. A breaker is known by its key: what failed."""
+    """Which breakers are open. A breaker is known by its key: what failed. It never changes: `after` makes another."""
 
     __slots__ = ("_open", "_sequences")
 
@@ -44,20 +44,23 @@ class Breakers:
         """Whether commands for what has this key are held."""
         return key in self._open
 
-    def take(self, record: BreakerChanged) -> None:
+    def after(self, record: BreakerChanged) -> Breakers:
         """A breaker changed; an older change that arrives late counts no more."""
         if record.sequence <= self._sequences.get(record.breaker, -1):
-            return
-        self._sequences.pop(record.breaker, None)
-        self._sequences[record.breaker] = record.sequence
+            return self
+        made = Breakers()
+        made._open, made._sequences = self._open.copy(), self._sequences.copy()
+        made._sequences.pop(record.breaker, None)
+        made._sequences[record.breaker] = record.sequence
         if record.state == "closed":
-            self._open.discard(record.breaker)
+            made._open.discard(record.breaker)
         else:
-            self._open.add(record.breaker)
-        while len(self._sequences) > BREAKERS_MAX:
-            oldest = next(iter(self._sequences))
-            del self._sequences[oldest]
-            self._open.discard(oldest)
+            made._open.add(record.breaker)
+        while len(made._sequences) > BREAKERS_MAX:
+            oldest = next(iter(made._sequences))
+            del made._sequences[oldest]
+            made._open.discard(oldest)
+        return made
 
     def dump(self) -> list[tuple[str, int, bool]]:
         """As plain values, for a snapshot."""
@@ -100,7 +103,7 @@ class InForce:
         if isinstance(record, PolicyChanged):
             self._change(record.policy_text, record.sequence, record.policy_version)
         elif isinstance(record, BreakerChanged):
-            self.breakers.take(record)
+            self.breakers = self.breakers.after(record)
         return True
 
     def restore(self, text: str, sequence: int) -> None:

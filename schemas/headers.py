@@ -11,8 +11,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 
 from .records import Record
+from .records.events import WorkflowErrorOccurred
 
 Headers = list[tuple[str, bytes]]
+#: Header of errors: what they have in common with others, so that it can be told without decoding them.
+LANE = "kintsugi_lane"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Ids of zeros alone are invalid by the W3C's text.
@@ -41,8 +44,29 @@ def child_trace(parent: str | None, event_id: str, workflow_id: str) -> str:
     return f"00-{trace}-{span}-{flags}"
 
 
+def lane_of(workflow_type: str, error_code: str, dependency: str | None) -> bytes:
+    """What errors have in common that fail for one reason: recovery takes such lanes in turn. 16 hex digits."""
+    text = f"dependency:{dependency}" if dependency else f"code:{workflow_type}:{error_code}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest().encode()
+
+
+def lane_in(headers: Headers | None) -> bytes | None:
+    """The lane that a producer named; None when it named none. A false one costs fairness, and nothing else."""
+    for key, value in headers or ():
+        if key == LANE and value is not None and len(value) == 16:
+            return value
+    return None
+
+
 def headers_for(record: Record, *, parent: str | None = None) -> Headers:
     """All headers of one record."""
+    headers = _common(record, parent)
+    if type(record) is WorkflowErrorOccurred:
+        headers.append((LANE, lane_of(record.workflow_type, record.error_code, record.dependency)))
+    return headers
+
+
+def _common(record: Record, parent: str | None) -> Headers:
     return [
         ("traceparent", child_trace(parent, record.event_id, record.workflow_id).encode()),
         ("ce_specversion", b"1.0"),

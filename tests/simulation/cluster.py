@@ -94,6 +94,10 @@ class Tokens:
             raise DecodeError("bad_magic", "no token")
         return self._records[int(value)]
 
+    def kind_of(self, value: bytes | None) -> type[Record] | None:
+        """Type of the record; None for anything else."""
+        return type(self._records[int(value)]) if value and value.isdigit() else None
+
 
 class Waiting(NamedTuple):
     """A record on its way to the broker."""

@@ -365,6 +365,9 @@ class Simulation:
             *((module, "crash_point", self.crash_point) for module in (loop, recovery, projector)),
             (loop, "Consumer", lambda s: Client(self.cluster, self.starting.group, self.starting, s)),
             (outbox, "Producer", self._sender),
+            # Rounds of few records, so that some wait while others are folded, and more come in meanwhile.
+            (recovery, "WORK_RECORDS_MAX", self.rng.choice((1, 3, 500))),
+            (recovery, "WORK_SLICE", self.rng.choice((1, 2, 16))),
             (telemetry, "log", Quiet),
         ]
         before = [(module, name, getattr(module, name)) for module, name, _ in changes]

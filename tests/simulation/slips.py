@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from consumers import recovery
+from consumers.intake import Intake
 from consumers.memory import Memory
 from consumers.outbox import Outbox
 
@@ -33,11 +34,17 @@ def _forgetful(self: Any, found: dict[int, Any]) -> dict[int, Any]:
     return {}
 
 
+def _nothing_waits(self: Intake, partition: int, end: int) -> int:
+    """What was taken in counts as handled."""
+    return end
+
+
 #: Of the tables: applied together with the position, or only if nobody else went on.
 OF_TABLES = ("no_compare_and_set", "position_apart")
 #: Of recovery: what is replaced by what.
 OF_RECOVERY = {
     "committed_before_arrival": (Outbox, "durable", _durable_too_early),
+    "committed_before_its_turn": (Intake, "frontier", _nothing_waits),
     "effects_not_suppressed": (recovery, "Memory", _unsuppressed),
     "loss_not_told": (recovery.Recovery, "_emptied", _forgetful),
 }

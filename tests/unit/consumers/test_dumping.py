@@ -47,6 +47,9 @@ class Record:
     def offset(self) -> int:
         return self._parts[2]
 
+    def __len__(self) -> int:
+        return len(self._parts[1])
+
     def partition(self) -> int:
         return 0
 
@@ -59,6 +62,8 @@ class Record:
 
 class Sink:
     """Takes what the role sends."""
+
+    taken = 0
 
     def send(self, *_: Any, **__: Any) -> None:
         """Into nothing: what the engine appends is in the log of the test already."""
@@ -113,6 +118,8 @@ def states_of(recovery: Recovery) -> dict[str, bytes]:
 def fold(recovery: Recovery, messages: Sequence[Message]) -> None:
     if messages:
         recovery.handle(0, messages)
+        while recovery.backlog:
+            assert not recovery.work()
         recovery.flush()
         recovery.committed(0, (messages[-1].offset() or 0) + 1)
 

@@ -189,7 +189,7 @@ def test_breakers_are_bounded_and_the_oldest_is_forgotten(service: Service) -> N
         made = service.build(
             BreakerChanged, breaker=f"dependency:{number}", kind="dependency", state="open", sequence=1, reason=""
         )
-        breakers.take(made)
+        breakers = breakers.after(made)
     assert not breakers.is_open("dependency:0")
     assert breakers.is_open(f"dependency:{BREAKERS_MAX}")
     again = Breakers.load([tuple(row) for row in breakers.dump()])
