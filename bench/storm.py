@@ -16,7 +16,7 @@ from schemas.topics import COMMANDS, COORDINATION, EVENTS
 
 from .errors import Failing, commands_of, failing
 from .figures import Benchmark, Figure, Latencies, Setup
-from .processes import LEAD_S, Publisher, Receiver, Role, stand_at_end, write
+from .processes import LEAD_S, Published, Publisher, Ready, Receiver, Role, stand_at_end, write
 
 #: Simulated: so many workflows fail within ten seconds on a target that bears twice as many.
 WORKFLOWS, WORKFLOWS_QUICK = 10_000, 500
@@ -85,6 +85,9 @@ def _pages(incidents: list[IncidentChanged]) -> int:
 def _real(setup: Setup) -> list[Figure]:
     at = setup.stack
     seconds = _SECONDS_QUICK if setup.quick else _SECONDS
+    errors = ERRORS_QUICK if setup.quick else ERRORS
+    with Registry(at.registry) as registry:
+        hop = _hop(setup, Codec(registry), seconds=seconds, errors=errors)
     group = f"bench-{uuid.uuid4()}"
     stand_at_end(at.kafka, group)
     stand_at_end(at.kafka, f"{group}-coordinator", COORDINATION)
@@ -97,7 +100,6 @@ def _real(setup: Setup) -> list[Figure]:
             codec = Codec(registry)
             _run(setup, codec, roles[0], seconds=_SECONDS_QUICK, errors=0)  # the broker warms up
             quiet, _ = _run(setup, codec, roles[0], seconds=seconds, errors=0)
-            errors = ERRORS_QUICK if setup.quick else ERRORS
             stormy, held = _run(setup, codec, roles[0], seconds=seconds, errors=errors)
     finally:
         for role in roles:
@@ -107,9 +109,40 @@ def _real(setup: Setup) -> list[Figure]:
     return [
         *quiet.figures(f"{name}, quiet"),
         *stormy.figures(f"{name}, {errors:,} errors in a second beside it"),
+        *hop.figures(
+            f"one hop, {errors:,} errors in a second beside it",
+            note="produce -> consume without the engine; an error takes three",
+        ),
         Figure(name=f"{name}, p99 to that when it is quiet", measured=ratio, unit="x", at_most=_RATIO_MAX),
         Figure(name="repairs of the storm that were held", measured=held, unit="repairs", note=f"of {errors:,}"),
     ]
+
+
+def _hop(setup: Setup, codec: Codec, *, seconds: float, errors: int) -> Latencies:
+    """What broker and machine take of it: the same errors, only read back, from the moment the storm begins."""
+    at, count = setup.stack, int(UNRELATED_PER_S * seconds)
+    setup.say(f"one hop through the broker, without the engine, {errors:,} errors in one second beside it")
+    first, calm, storm = ([failing(codec).error for _ in range(number)] for number in (_FIRST, count, errors))
+    timeout_s = LEAD_S + seconds + _ANSWER_S
+    receiver = Receiver(at.kafka, EVENTS, keys=[error.key for error in calm], timeout_s=timeout_s)
+    published, begin_s = _publish(at.kafka, calm, storm, first, timeout_s)
+    arrived = {item.value: item.at_s for item in receiver.result()}
+    pairs = zip(calm, published, strict=True)
+    return Latencies([arrived[error.value] - sent.due_s for error, sent in pairs if sent.due_s >= begin_s])
+
+
+def _publish(
+    kafka: str, calm: list[Ready], storm: list[Ready], first: list[Ready], timeout_s: float
+) -> tuple[list[Published], float]:
+    """Send the one at the calm rate, and after a while the other within a second; when that was, else the beginning."""
+    publisher = Publisher(kafka, calm, per_second=UNRELATED_PER_S, first=first)
+    begin_s = publisher.begin_s
+    if storm:
+        time.sleep(max(0.0, begin_s + _BEFORE_S - LEAD_S - time.monotonic()))
+        storming = Publisher(kafka, storm, per_second=len(storm), first=first)
+        begin_s = storming.begin_s
+        storming.result(timeout_s)
+    return publisher.result(timeout_s), begin_s
 
 
 def _run(setup: Setup, codec: Codec, role: Role, *, seconds: float, errors: int) -> tuple[Latencies, int]:
@@ -128,17 +161,9 @@ def _run(setup: Setup, codec: Codec, role: Role, *, seconds: float, errors: int)
     timeout_s = LEAD_S + seconds + _ANSWER_S
     receiver = Receiver(at.kafka, COMMANDS, keys=[case.error.key for case in calm], timeout_s=timeout_s)
     watcher = Receiver(at.kafka, EVENTS, timeout_s=timeout_s)
+    # Their starts once more: a start that comes twice changes nothing.
     first = [case.before[0] for case in calm[:_FIRST]]
-    publisher = Publisher(at.kafka, [case.error for case in calm], per_second=UNRELATED_PER_S, first=first)
-    begin_s = publisher.begin_s
-    if errors:
-        time.sleep(max(0.0, begin_s + _BEFORE_S - LEAD_S - time.monotonic()))
-        storming = Publisher(
-            at.kafka, [c.error for c in storm], per_second=errors, first=[c.before[0] for c in storm[:_FIRST]]
-        )
-        begin_s = storming.begin_s
-        storming.result(timeout_s)
-    published = publisher.result(timeout_s)
+    published, begin_s = _publish(at.kafka, [c.error for c in calm], [c.error for c in storm], first, timeout_s)
     answered = {command.error_id: item.at_s for item, command in commands_of(codec, receiver.result())}
     role.wait("end of the log", Role.caught_up)
     watcher.stop()
