@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.policy.model import StateInspection
-from ops.export import ExistsError, document, file_name, put, written
+from ops.export import ExistsError, document, file_name, put, putting, written
 from schemas.errors import FatalError, StateError
 
 ROW: dict[str, Any] = {
@@ -43,6 +43,38 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
     with pytest.raises(ExistsError, match="nothing is written over"):
         put(tmp_path / "a" / "b", "x.json", b"two")
     assert path.read_bytes() == b"one" and os.listdir(path.parent) == ["x.json"]
+
+
+def test_a_file_written_in_pieces_is_there_when_the_last_one_is(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "x.jsonl"
+    with putting(path) as write:
+        for piece in (b"one\n", b"two\n"):
+            write(piece)
+            assert not path.exists()
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"one\ntwo\n", 0o600)
+    assert os.listdir(path.parent) == ["x.jsonl"]
+
+
+def test_who_fails_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), putting(tmp_path / "x.jsonl") as write:
+        write(b"one")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_is_taken_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"one")
+    with pytest.raises(ExistsError), putting(tmp_path / "x.jsonl"):
+        pytest.fail("the block was entered")
+    assert os.listdir(tmp_path) == ["x.jsonl"]
+
+
+def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with pytest.raises(ExistsError), putting(path) as write:
+        write(b"two")
+        path.write_bytes(b"one")
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"one", ["x.jsonl"])
 
 
 def test_a_link_is_not_written_through(tmp_path: Path) -> None:
