@@ -56,9 +56,13 @@ def test_a_file_written_in_pieces_is_there_when_the_last_one_is(tmp_path: Path) 
 
 
 def test_who_fails_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), putting(tmp_path / "x.jsonl") as write:
-        write(b"one")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with putting(tmp_path / "x.jsonl") as write:
+            write(b"one")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert os.listdir(tmp_path) == []
 
 
@@ -71,8 +75,7 @@ def test_a_name_that_is_taken_is_told_before_anything_is_read(tmp_path: Path) ->
 
 def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    with pytest.raises(ExistsError), putting(path) as write:
-        write(b"two")
+    with pytest.raises(ExistsError), putting(path):
         path.write_bytes(b"one")
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"one", ["x.jsonl"])
 
