@@ -61,7 +61,14 @@ class Loop:
     """Runs one handler as a member of a consumer group on one topic."""
 
     def __init__(
-        self, role: str, topic: str, settings: Mapping[str, Any], handler: Handler, clock: BrokerClock
+        self,
+        role: str,
+        topic: str,
+        settings: Mapping[str, Any],
+        handler: Handler,
+        clock: BrokerClock,
+        *,
+        batch_records_max: int = BATCH_RECORDS_MAX,
     ) -> None:
         self._role = role
         self._topic = topic
@@ -70,6 +77,7 @@ class Loop:
         self._pipelined = handler if isinstance(handler, Pipelined) else None
         self._in_flight = 0
         self._clock = clock
+        self._batch_records_max = batch_records_max
         self._incremental = is_incremental(settings)
         self._slots: dict[int, Slot] = {}
         self._stopping = False
@@ -140,8 +148,8 @@ class Loop:
         batch = [first]
         size_bytes = len(first)
         # Not consume(n, timeout): it waits to fill n (KNOWLEDGE.md). In slices, so that large records stay bounded.
-        while len(batch) < BATCH_RECORDS_MAX and size_bytes < BATCH_BYTES_MAX:
-            more = self._consumer.consume(min(64, BATCH_RECORDS_MAX - len(batch)), 0)
+        while len(batch) < self._batch_records_max and size_bytes < BATCH_BYTES_MAX:
+            more = self._consumer.consume(min(64, self._batch_records_max - len(batch)), 0)
             if not more:
                 break
             batch += more
@@ -313,6 +321,8 @@ class Loop:
             consumer.incremental_assign(places + waiting)
         else:
             consumer.assign(places + waiting)
+        # The client keeps a pause for ever: one that left while it waited would come back and never be read again.
+        consumer.resume(places)
         if waiting:
             consumer.pause([self._at(tp.partition) for tp in waiting])
         self._log.info("partitions assigned", partitions={p.partition: p.offset for p in places})

@@ -246,12 +246,10 @@ class Client:
 
     def _drop(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
-            self.positions.pop(partition, None)
-            self._paused.discard(partition)
+            self.positions.pop(partition, None)  # a pause outlives it, as with librdkafka
 
     def assign(self, places: Sequence[TopicPartition]) -> None:
         self.positions = {tp.partition: tp.offset for tp in places}
-        self._paused.clear()
 
     def incremental_assign(self, places: Sequence[TopicPartition]) -> None:
         self.positions.update({tp.partition: tp.offset for tp in places})

@@ -216,6 +216,25 @@ def test_a_partition_in_trouble_is_rewound_while_the_others_go_on(place: Place, 
     assert place.committed() == 400
 
 
+def test_a_partition_in_trouble_that_leaves_and_comes_back_goes_on(place: Place) -> None:
+    """The client keeps a pause when a partition is taken away, and when it is given back; with every protocol, and so
+    does the simulation's."""
+    first = place.join()
+    wait_for("all partitions", lambda: len(first.notes.mine) == PARTITIONS)
+    first.notes.fail = {partition: [RetriableError("away")] * 1_000 for partition in range(PARTITIONS)}
+    place.send(40)
+    # By now each of them waits for seconds.
+    wait_for("trouble", lambda: all(len(errors) <= 996 for errors in first.notes.fail.values()))
+    second = place.join()
+    wait_for("some of them", lambda: second.notes.mine)
+    first.notes.fail.clear()
+    second.stop()
+    wait_for("all partitions", lambda: len(first.notes.mine) == PARTITIONS)
+    place.send(40)
+    wait_for("all records", lambda: {*first.notes.values, *second.notes.values} == set(place.sent))
+    first.stop()
+
+
 def test_what_was_not_flushed_is_handled_again(place: Place) -> None:
     notes = Notes()
     place.send(40, partition=2)
