@@ -43,8 +43,8 @@ def written_by(version: str, record: Record) -> bytes:
 def rewritten(schema: dict[str, Any], record: Record) -> bytes:
     """The record's bytes by another schema, in Confluent's form; `READER` knows its id."""
     out = BytesIO()
-    values = {f["name"]: getattr(record, f["name"]) for f in schema["fields"]}
-    schemaless_writer(out, parse_schema(schema, named_schemas={}), values)
+    values = codec._dumper(shipped()[type(record).__name__])(record)
+    schemaless_writer(out, parse_schema(schema, named_schemas={}), values)  # passes over the fields it does not know
     return b"\x00" + IDS.add(schema).to_bytes(4, "big") + out.getvalue()
 
 
