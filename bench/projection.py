@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from consumers.projector import BATCH_RECORDS_MAX
 from engine.events import Delivered
 from projections.catalog import TABLES
 from projections.migrate import migrate
@@ -20,8 +21,6 @@ from .workload import history
 
 WORKFLOWS, WORKFLOWS_QUICK = 1_500, 150
 REPEATS, REPEATS_QUICK = 5, 2
-#: As the loop hands them over: consumers.loop.BATCH_RECORDS_MAX.
-BATCH_RECORDS = 500
 _GOAL_PERCENT = 80.0
 _LIVE, _COPY = "bench_live", "bench_copy"
 _BLOCK_BYTES = 64 * 1024
@@ -37,7 +36,9 @@ def _measure(setup: Setup) -> list[Figure]:
     with psycopg.connect(url, autocommit=True) as connection:
         try:
             for number in range(repeats):
-                setup.say(f"{len(log):,} events in batches of {BATCH_RECORDS}, then COPY: {number + 1} of {repeats}")
+                setup.say(
+                    f"{len(log):,} events in batches of {BATCH_RECORDS_MAX}, then COPY: {number + 1} of {repeats}"
+                )
                 _fresh(connection, url)
                 live_s.append(_live(url, log))
                 data = {table.name: _taken(connection, table.name) for table in TABLES}
@@ -68,8 +69,8 @@ def _live(url: str, log: Sequence[Delivered]) -> float:
     try:
         store.claim(0)
         began_s = time.perf_counter()
-        for first in range(0, len(log), BATCH_RECORDS):
-            batch = log[first : first + BATCH_RECORDS]
+        for first in range(0, len(log), BATCH_RECORDS_MAX):
+            batch = log[first : first + BATCH_RECORDS_MAX]
             store.apply(0, batch, [], start=batch[0].offset, end=batch[-1].offset + 1)
         return time.perf_counter() - began_s
     finally:

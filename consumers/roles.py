@@ -40,11 +40,13 @@ from .keeper.retention import Retention
 from .keeper.role import ORPHANS_INTERVAL_S, Job, Keeper
 from .keeper.scrub import Scrubber
 from .keeper.tables import Tables
-from .loop import Loop
+from .loop import BATCH_RECORDS_MAX, Loop
 from .notifier.channels import Channel
 from .notifier.role import Notifier
 from .outbox import Outbox
 from .policies import PolicyLog
+from .projector import BATCH_RECORDS_MAX as PROJECTED_MAX
+from .projector import Projection, Projector
 from .recovery import Recovery
 from .settings import RoleSettings
 from .snapshots import Snapshots
@@ -71,7 +73,7 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     for warning in policy.warnings:
         telemetry.log().warning("policy", warning=warning)
     cluster = _cluster(settings, (EVENTS, COMMANDS, COORDINATION, POLICIES, DEAD_LETTERS))
-    codec = codec_of(settings, stack)
+    codec = _codec_of(settings, stack)
     clock = BrokerClock()
     with _named_settings():
         outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
@@ -82,15 +84,16 @@ def recovery_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> L
     return _loop("recovery", settings, handler, clock)
 
 
-def codec_of(settings: RoleSettings, stack: ExitStack) -> Codec:
+def _codec_of(settings: RoleSettings, stack: ExitStack) -> Codec:
     """The codec a role reads with."""
     return Codec(_registry(settings, stack))
 
 
-def handler_loop(role: str, settings: RoleSettings, handler: Handler) -> Loop:
-    """Any other handler on the event topic."""
+def projector_loop(settings: RoleSettings, projection: Projection, stack: ExitStack) -> Loop:
+    """The projector role."""
     _cluster(settings, (EVENTS,))
-    return _loop(role, settings, handler, BrokerClock())
+    handler = Projector(projection, _codec_of(settings, stack))
+    return _loop("projector", settings, handler, BrokerClock(), batch_records_max=PROJECTED_MAX)
 
 
 def archiver_loop(settings: RoleSettings) -> Loop:
@@ -102,7 +105,7 @@ def archiver_loop(settings: RoleSettings) -> Loop:
 def coordinator_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Loop:
     """The coordinator role. One process of its group is at work, the others stand by."""
     cluster = _cluster(settings, (EVENTS, COORDINATION, POLICIES, DEAD_LETTERS))
-    codec, clock = codec_of(settings, stack), BrokerClock()
+    codec, clock = _codec_of(settings, stack), BrokerClock()
     with _named_settings():
         outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     snapshots = CoordinatorSnapshots(settings.objects, cluster=cluster, group=settings.group, topic=COORDINATION)
@@ -116,7 +119,7 @@ def coordinator_loop(settings: RoleSettings, policy: Policy, stack: ExitStack) -
 def notifier_loop(settings: RoleSettings, channels: Mapping[str, Channel], stack: ExitStack) -> Loop:
     """The notifier role. Without a channel it runs, and says of each incident that nobody was told."""
     _cluster(settings, (EVENTS,))
-    codec, clock = codec_of(settings, stack), BrokerClock()
+    codec, clock = _codec_of(settings, stack), BrokerClock()
     if not channels:
         telemetry.log().warning("no channel", hint="docs/operations.md: Notifications")
     with _named_settings():
@@ -129,7 +132,7 @@ def notifier_loop(settings: RoleSettings, channels: Mapping[str, Channel], stack
 def keeper(settings: RoleSettings, policy: Policy, tables: Tables, stack: ExitStack) -> Keeper:
     """The keeper role. It belongs to no group: a lock in Postgres says which one works."""
     cluster = _cluster(settings, (EVENTS,))
-    codec, clock = codec_of(settings, stack), BrokerClock()
+    codec, clock = _codec_of(settings, stack), BrokerClock()
     with _named_settings():
         outbox = Outbox(producer_settings(settings.kafka, settings.group, settings.extra), clock)
     desk = Desk(outbox, codec, clock)
@@ -184,12 +187,20 @@ def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Runs]) -
     log.info("stopped")
 
 
-def _loop(role: str, settings: RoleSettings, handler: Handler, clock: BrokerClock, *, topic: str = EVENTS) -> Loop:
+def _loop(
+    role: str,
+    settings: RoleSettings,
+    handler: Handler,
+    clock: BrokerClock,
+    *,
+    topic: str = EVENTS,
+    batch_records_max: int = BATCH_RECORDS_MAX,
+) -> Loop:
     own = consumer_settings(settings.kafka, settings.group, settings.extra)
     if "session.timeout.ms" in own and "session.timeout.ms" not in settings.extra:
         own["session.timeout.ms"] = _session_timeout_ms(settings.kafka)
     with _named_settings():
-        return Loop(role, topic, own, handler, clock)
+        return Loop(role, topic, own, handler, clock, batch_records_max=batch_records_max)
 
 
 @contextmanager

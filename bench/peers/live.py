@@ -9,7 +9,7 @@ import orjson
 from consumers.clock import BrokerClock
 from consumers.kafka import consumer_settings
 from consumers.loop import Loop
-from consumers.projector import ROLE, Projector
+from consumers.projector import BATCH_RECORDS_MAX, ROLE, Projector
 from projections.store import Store
 from schemas.codec import Codec, Unknown
 from schemas.records import Record
@@ -27,7 +27,8 @@ class JsonCodec(Codec):
 def main(kafka: str, topic: str, group: str, postgres: str, schema: str) -> None:
     """Run until killed."""
     projector = Projector(Store(postgres, generation=schema), JsonCodec())
-    Loop(ROLE, topic, consumer_settings(kafka, group, {}), projector, BrokerClock()).run()
+    settings = consumer_settings(kafka, group, {})
+    Loop(ROLE, topic, settings, projector, BrokerClock(), batch_records_max=BATCH_RECORDS_MAX).run()
 
 
 if __name__ == "__main__":

@@ -156,14 +156,13 @@ def _run_one(role: str, policy: str | None, given: Mapping[str, object]) -> None
 
 def projector_loop(settings: RoleSettings, postgres: str, policy: Policy, stack: ExitStack) -> Loop:
     """The projector role: consumers' loop around projections' tables, which may not know each other."""
-    from consumers.projector import Projector
-    from consumers.roles import codec_of, handler_loop
+    from consumers import roles
     from projections.store import Store
     from schemas.redaction import Redaction
 
     store = Store(postgres, redaction=Redaction(policy.redact))
     stack.callback(store.close)
-    return handler_loop("projector", settings, Projector(store, codec_of(settings, stack)))
+    return roles.projector_loop(settings, store, stack)
 
 
 def keeper(settings: RoleSettings, policy: Policy, stack: ExitStack) -> Keeper:
