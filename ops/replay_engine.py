@@ -45,6 +45,17 @@ class Kill:
     same_effects: bool
 
 
+class _Untimed(Memory):
+    """States without timers: where facts are folded as they were recorded, that a timer fired is one of them."""
+
+    def keep(self, state: WorkflowState) -> None:
+        """Store a state that was folded."""
+        if state.ended_at_us:
+            super().keep(state)
+        elif state.workflow_id not in self.ended:
+            self.states[state.workflow_id] = state
+
+
 #: Called with each event that is folded in the range, and what follows from it.
 Watch = Callable[[Delivered, Sequence[Effect]], None]
 
@@ -68,7 +79,8 @@ class Engine:
         """`fixed`: the policy that decides, whatever the log says was in force. `whole`: folding begins at 0.
         `gap_end`: before it, records are missing."""
         self.partition = partition
-        self.memory = Memory(partition, fixed or policy, effects_from=0, next_offset=0)
+        self._memory = Memory if own else _Untimed
+        self.memory = self._memory(partition, fixed or policy, effects_from=0, next_offset=0)
         self.compared = Comparison(partition)
         self.commands: Counter[str] = Counter()
         self.kills: list[Kill] = []
@@ -264,7 +276,7 @@ class Engine:
         before = dump(self._sorted())
         states, ended, in_force = self._saved
         policy = self.memory.in_force.policy if self._fixed is None else self._fixed
-        self.memory = Memory(self.partition, policy, effects_from=0, next_offset=0)
+        self.memory = self._memory(self.partition, policy, effects_from=0, next_offset=0)
         self.memory.restore(load(states), ended, in_force)
         if self._fixed is not None:
             self.memory.in_force.policy = self._fixed

@@ -8,11 +8,13 @@ scratch schema.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from engine.events import Delivered
 from projections.catalog import TABLES
 from projections.fold import Folded
+from projections.kit import Table, Touch
 
 #: Records shown of those that a fold refuses; all are counted.
 SHOWN_MAX = 1_000
@@ -32,6 +34,34 @@ class Sink(Protocol):
         """Rows of the other tables, as they are at the end."""
 
 
+def _note(table: Table, key: str, owner: str) -> Any:
+    """What is kept of a row that nobody reads again: that it is there, and whose it is."""
+    values: list[Any] = [None] * len(table.columns)
+    values[0], values[table.owner] = key, owner
+    return table.row(*values)
+
+
+def _noted(table: Table) -> Table:
+    """A table of which no row is made that nobody reads: a checkpoint's would unpack its state. Such folds refuse
+    nothing, so nothing that they would say is lost."""
+    if not table.written_once:
+        return table
+
+    def noting(touch: Touch) -> Touch:
+        key, blank, owner = touch.key, [None] * len(table.columns), table.owner
+
+        def note(row: Any, event: Delivered) -> Any:
+            if row is not None:
+                return row
+            values: list[Any] = blank.copy()
+            values[0], values[owner] = key(event), event.record.workflow_id
+            return tuple(values)
+
+        return Touch(key, note)
+
+    return replace(table, touches={kind: noting(touch) for kind, touch in table.touches.items()})
+
+
 class Tables:
     """Rows of all tables, as far as folds and deletions read them."""
 
@@ -42,11 +72,9 @@ class Tables:
         #: Places of records that could not be applied, and why: the projector would park their workflows.
         self.refused: list[dict[str, str]] = []
         self.refused_count = 0
-        self._folded = Folded(TABLES)
+        self._folded = Folded(TABLES if sink is not None else [_noted(table) for table in TABLES])
         self._removing = {kind for table in TABLES for kind in table.removes}
-        self._once = {
-            table.name: (table.row, len(table.columns), table.owner) for table in TABLES if table.written_once
-        }
+        self._once = {} if sink is None else {table.name: table for table in TABLES if table.written_once}
         self._sizes = dict.fromkeys(self.counted, 0)
         self._sink = sink
         #: Of tables whose rows change: (table, key) to the place of the last event of the range that changed it.
@@ -76,11 +104,8 @@ class Tables:
                 self._keep(self._sink, name, changed, f"{event.partition}:{event.offset}")
             once = self._once.get(name)
             if once is not None:
-                make, width, owner = once
                 for key, row in changed.items():
-                    values: list[Any] = [None] * width
-                    values[0], values[owner] = key, row[owner]
-                    rows[key] = make(*values)
+                    rows[key] = _note(once, key, row[once.owner])
 
     def close(self) -> None:
         """The range has ended: what is to be looked at goes where it is looked at."""
