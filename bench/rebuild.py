@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from consumers.log_reader import LogReader
-from ops import rebuild
+from ops import promotion, rebuild
 from ops.stack import Addresses
 from projections import generations as g
 from projections.kit import TABLES_VERSION
@@ -201,7 +201,7 @@ def _built(at: Addresses, ranges: Ranges, processes: int) -> Built:
     proven_s = time.monotonic() - began_s
     if report.name != name or report.differing:
         raise RuntimeError(f"{report.name} instead of {name}: {report.differing} rows differ from the live tables")
-    rebuild.drop(at, name)
+    promotion.drop(at, name)
     filled_s, indexed_s = last_s["rows"] - began_s, last_s["indexes"] - began_s
     return Built(filled_s, indexed_s, proven_s, _cpu_s() - cpu_s, report.rows)
 

@@ -30,7 +30,7 @@ def _nothing(name: str) -> None:
     """No crash is asked for."""
 
 
-def _armed(setting: str) -> Callable[[str], None]:
+def armed(setting: str) -> Callable[[str], None]:
     wanted, _, count = setting.partition(":")
     if wanted not in POINTS or not (count or "1").isdigit():
         raise ConfigError(f"KINTSUGI_CRASH_AT: {setting!r}: a name and perhaps :n, one of {', '.join(POINTS)}")
@@ -48,5 +48,5 @@ def _armed(setting: str) -> Callable[[str], None]:
 
 #: Call with one of POINTS.
 crash_point: Callable[[str], None] = (
-    _armed(os.environ["KINTSUGI_CRASH_AT"]) if "KINTSUGI_CRASH_AT" in os.environ else _nothing
+    armed(os.environ["KINTSUGI_CRASH_AT"]) if "KINTSUGI_CRASH_AT" in os.environ else _nothing
 )

@@ -62,32 +62,32 @@ def events_of(codec: Codec, records: Iterable[LogRecord], without: Collection[in
             yield inspector.deliver(record, found.partition, found.offset, found.timestamp_ms * 1000)
 
 
-def catch_up(at: Addresses, connection: g.Connection, name: str, progress: Progress) -> None:
+def catch_up(at: Addresses, connection: g.Connection, one: g.Generation, progress: Progress) -> None:
     """Apply what the live tables have applied since, until few records are left."""
     with ExitStack() as stack:
-        history, codec, tables = _open(at, name, stack)
+        history, codec, tables = _open(at, one, stack)
         for _ in range(ROUNDS_MAX):
-            begun = lag_of(connection, name)
-            _step_all(connection, name, history, codec, tables)
-            left = lag_of(connection, name)
+            begun = lag_of(connection, one.name)
+            _step_all(connection, one.name, history, codec, tables)
+            left = lag_of(connection, one.name)
             progress("catching up", max(0, begun - left), begun)
             if left <= LAG_RECORDS_MAX:
                 return
-    raise g.GenerationError(f"{name} does not catch up: the live tables are written faster than it follows")
+    raise g.GenerationError(f"{one.name} does not catch up: the live tables are written faster than it follows")
 
 
-def catch_up_whole(at: Addresses, name: str) -> None:
+def catch_up_whole(at: Addresses, one: g.Generation) -> None:
     """To exactly where the live tables stand, whose writers wait meanwhile."""
     with ExitStack() as stack:
         connection = stack.enter_context(g.connected(at.postgres))
-        history, codec, tables = _open(at, name, stack)
-        _step_all(connection, name, history, codec, tables)
+        history, codec, tables = _open(at, one, stack)
+        _step_all(connection, one.name, history, codec, tables)
 
 
-def _open(at: Addresses, name: str, stack: ExitStack) -> tuple[History, Codec, Following]:
+def _open(at: Addresses, one: g.Generation, stack: ExitStack) -> tuple[History, Codec, Following]:
     history = history_of(at, stack.enter_context(LogReader(at.kafka)))
     codec = Codec(stack.enter_context(Registry(at.registry)))
-    tables = Following(at.postgres, generation=name)
+    tables = Following(at.postgres, generation=one.name, tables=one.holds)
     stack.callback(tables.close)
     return history, codec, tables
 

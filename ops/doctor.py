@@ -154,10 +154,10 @@ def _postgres(url: str) -> Iterator[Finding]:
         fix="" if migrated else "kintsugi db migrate",
     )
     if migrated:
-        yield from _rights(url)
+        yield from rights(url)
 
 
-def _rights(url: str) -> Iterator[Finding]:
+def rights(url: str) -> Iterator[Finding]:
     """What `kintsugi projections` needs; the roles themselves do without."""
     from projections.generations import connected, missing_grants
 

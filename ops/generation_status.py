@@ -94,7 +94,7 @@ def _status(connection: g.Connection, one: g.Generation) -> Status:
     assert now is not None
     place = {"name": one.name, "since": since or now[0]}
     done = filled(connection.execute(g.QUERIES["progress"], place).fetchall())
-    wanted = definitions(connection, one.name) if one.state == "loading" else []
+    wanted = definitions(connection, one.name, one.names) if one.state == "loading" else []
     made = sum(present(connection, one.name, key) for key, _ in wanted)
     stands = bool(positions(connection, one.name))
     seconds = 0.0 if since is None else (now[0] - since).total_seconds()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consumers.log_reader import LogReader
-from projections.catalog import TABLES
 from projections.digest import Differences
 from projections.reader import Snapshot, snapshot
 from schemas.errors import FatalError
@@ -34,7 +33,8 @@ class Difference:
 
 
 def diff(at: Addresses, first: str, second: str, progress: Progress) -> Difference:
-    """Compare all tables. FatalError when a generation is not there or far behind, RetriableError without a server."""
+    """Compare the tables that both hold. FatalError when a generation is not there or far behind, RetriableError
+    without a server."""
     with LogReader(at.kafka) as log, snapshot(at.postgres, generation=first) as one:
         other = one.beside(second)
         gap = _between(one, other, (first, second))
@@ -48,7 +48,8 @@ def diff(at: Addresses, first: str, second: str, progress: Progress) -> Differen
         moved = {key_of(found) for found in counted("records between them", read, gap, progress)}
         left_out = sorted(filter(_is_id, moved | one.parked() | other.parked()))
         progress("tables", 0, 1)
-        found = one.differences(other, TABLES, leaving_out=left_out)
+        in_both = [table for table in one.tables() if table in other.tables()]
+        found = one.differences(other, in_both, leaving_out=left_out)
         progress("tables", 1, 1)
         return Difference(differences=found, left_out=len(left_out), gap_records=records)
 

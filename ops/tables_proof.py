@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from consumers.history import Bounds, History, ranges_of
 from consumers.log_reader import LogReader
 from engine.inspection import Inspector
-from projections.catalog import TABLES
+from projections.catalog import with_references
 from projections.choice import ALL, Choice, rank
 from projections.digest import Drift
 from projections.reader import Snapshot, snapshot
@@ -82,7 +82,9 @@ class Pass:
         self._letters = tables.dead_letters()
         self._inspector = Inspector(keep_states=False)  # rows are made without keys, whatever keys there are
         self._missing: list[tuple[LogRecord, str]] = []
+        self._held = tables.tables()
         self.check = TableCheck(
+            with_references(self._held),
             beginnings=tables.beginnings(),
             redactions=tables.redactions(),
             choice=choice,
@@ -115,13 +117,13 @@ class Pass:
     def compare(self, report: TablesReport, progress: Progress) -> list[Choice]:
         """Compare all tables; the workflows that are left for further passes."""
         report.passes += 1
-        for number, table in enumerate(TABLES):
-            progress("tables", number, len(TABLES))
+        for number, table in enumerate(self._held):
+            progress("tables", number, len(self._held))
             digests = self._tables.digests(table, self.check.choice)
             for drift in self.check.prove(table, digests, self._tables.read):
                 report.drift(drift)
             report.rows[table.name] = report.rows.get(table.name, 0) + self.check.rows(table.name)
-        progress("tables", len(TABLES), len(TABLES))
+        progress("tables", len(self._held), len(self._held))
         report.unproven += self.check.unproven
         for found, reason in self._missing:
             if self.check.choice.wants(key_of(found)):

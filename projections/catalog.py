@@ -5,7 +5,7 @@ A folder of this package with a `fold.py` is a table: what stands there as TABLE
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -48,3 +48,22 @@ def _discovered() -> list[Table]:
 
 
 TABLES: tuple[Table, ...] = ordered(_discovered())
+
+
+def chosen(names: Collection[str] | None) -> tuple[Table, ...]:
+    """Tables by name, in the order of all; None means all. ValueError when there is no such table."""
+    if names is None:
+        return TABLES
+    unknown = set(names) - {table.name for table in TABLES}
+    if unknown:
+        raise ValueError(f"no table {', '.join(sorted(unknown))}; there are {', '.join(t.name for t in TABLES)}")
+    return tuple(table for table in TABLES if table.name in names)
+
+
+def with_references(tables: Sequence[Table]) -> tuple[Table, ...]:
+    """These tables and those that they refer to: what a fold of them holds."""
+    wanted = {table.name for table in tables}
+    for table in reversed(TABLES):  # references point backwards
+        if table.name in wanted:
+            wanted |= {target for column in table.columns if (target := column.references) is not None}
+    return chosen(wanted)

@@ -13,13 +13,14 @@ import psycopg
 from psycopg import sql
 
 from engine.events import Delivered
-from schemas.redaction import NOTHING, Redaction
+from schemas.redaction import Redaction
 
 from . import statements
-from .catalog import TABLES
+from .catalog import TABLES, with_references
 from .fold import Folded
 from .generations import NAMES, QUERIES
-from .kit import Table, redacted
+from .kit import Table, hidden_from
+from .references import references
 from .store import GENERATION
 from .wire import NULL
 
@@ -31,9 +32,12 @@ _HEADER = b"PGCOPY\n\xff\r\n\x00" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 
 
-def fold_part(events: Iterable[Delivered], hidden: Sequence[tuple[int, Sequence[str]]]) -> Folded:
-    """The rows of all tables. `hidden`: from which offsets on which fields are hidden, as `Snapshot.redactions`."""
-    folded = Folded(TABLES)
+def fold_part(
+    events: Iterable[Delivered], hidden: Sequence[tuple[int, Sequence[str]]], tables: Sequence[Table] = TABLES
+) -> Folded:
+    """The rows of some tables, and of those that they refer to. `hidden`: from which offsets on which fields are
+    hidden, as `Snapshot.redactions`."""
+    folded = Folded(with_references(tables))
     places = [(offset, Redaction(paths)) for offset, paths in hidden]
     for event in events:
         shown = hidden_from(event, places) if places else event
@@ -42,23 +46,21 @@ def fold_part(events: Iterable[Delivered], hidden: Sequence[tuple[int, Sequence[
     return folded
 
 
-def hidden_from(event: Delivered, places: Sequence[tuple[int, Redaction]]) -> Delivered:
-    """An event without what is hidden at its place; `places`: from which offsets on what is, in order."""
-    redaction = NOTHING
-    for offset, found in places:
-        if offset <= event.offset:
-            redaction = found
-    return redacted((event,), redaction)[0]
-
-
-def write_part(connection: Connection, generation: str, folded: Folded, partition: int, buckets: Sequence[int]) -> int:
-    """Write the rows and which part they are, in one transaction; how many rows. UniqueViolation, with nothing
-    written, when another process was faster with this part."""
-    count = sum(len(rows) for rows in folded.rows.values())
+def write_part(
+    connection: Connection,
+    generation: str,
+    folded: Folded,
+    partition: int,
+    buckets: Sequence[int],
+    tables: Sequence[Table] = TABLES,
+) -> int:
+    """Write the rows of these tables and which part they are, in one transaction; how many rows. UniqueViolation, with
+    nothing written, when another process was faster with this part."""
+    count = sum(len(folded.rows[table.name]) for table in tables)
     with connection.transaction():
         place = {"name": generation, "partition": partition, "buckets": list(buckets), "rows": count}
         connection.execute(QUERIES["part"], place)  # first, so that of two writers the second waits here
-        for table in TABLES:
+        for table in tables:
             rows = list(folded.rows[table.name].values())
             if rows:
                 copy_rows(connection, generation, table, rows)
@@ -95,6 +97,12 @@ def finish(connection: Connection, generation: str, definitions: Sequence[tuple[
         yield name
 
 
+def analyze(connection: Connection, generation: str, tables: Sequence[str]) -> None:
+    """Let Postgres know what is in the tables, before anybody reads them."""
+    named = sql.SQL(", ").join(sql.Identifier(generation, table) for table in tables)
+    connection.execute(sql.SQL("ANALYZE {}").format(named))
+
+
 def present(connection: Connection, generation: str, name: str) -> bool:
     """Whether an index or a key of this name is there."""
     there = connection.execute(
@@ -107,27 +115,19 @@ def present(connection: Connection, generation: str, name: str) -> bool:
     return there is not None
 
 
-def definitions(connection: Connection, generation: str) -> list[tuple[str, str]]:
-    """What the migrations make beside the columns, as statements for a generation: keys, indexes, references.
-
-    References that lead nowhere are emptied before: that is what live tables write.
-    """
+def definitions(connection: Connection, generation: str, tables: Sequence[str] = NAMES) -> list[tuple[str, str]]:
+    """What the migrations make beside the columns, as statements for a generation of these tables: keys, indexes,
+    references between them. References that lead nowhere are emptied before: that is what live tables write."""
     found: list[tuple[str, str]] = []
-    place = {"name": GENERATION, "tables": NAMES}
+    place = {"name": GENERATION, "tables": list(tables)}
     for table, index, key, made in connection.execute(QUERIES["indexes"], place).fetchall():
         if key is None:
             found.append((index, made.replace(f" ON {GENERATION}.", f' ON "{generation}".', 1)))
         else:
             found.append((key, f'ALTER TABLE "{generation}".{table} ADD CONSTRAINT {key} PRIMARY KEY (id)'))
     found.sort(key=lambda item: not item[1].startswith("ALTER"))
-    for table, key, made in connection.execute(QUERIES["keys"], place).fetchall():
-        column, target = made.split("(")[1].split(")")[0], made.split("REFERENCES ")[1].split("(")[0]
-        target = target.removeprefix(f"{GENERATION}.")
-        empty = (
-            f'UPDATE "{generation}".{table} t SET {column} = NULL WHERE {column} IS NOT NULL'
-            f' AND NOT EXISTS (SELECT FROM "{generation}".{target} r WHERE r.id = t.{column});'
-        )
-        rest = made.split("REFERENCES ")[1].split("(", 1)[1]
-        add = f'ALTER TABLE "{generation}".{table} ADD CONSTRAINT {key} FOREIGN KEY ({column})'
-        found.append((key, f'{empty} {add} REFERENCES "{generation}".{target}({rest}'))
+    for one in references(connection, tables):
+        if one.target in tables:
+            both = sql.SQL("; ").join([one.emptied(generation, generation), one.made(generation)])
+            found.append((one.key, both.as_string(connection)))
     return found

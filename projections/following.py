@@ -20,9 +20,13 @@ from schemas.errors import FatalError
 from schemas.redaction import NOTHING, Redaction
 from schemas.topics import EVENTS
 
-from .filling import hidden_from
+from .catalog import TABLES
+from .fold import Rows
 from .generations import QUERIES
+from .kit import Table, hidden_from
+from .partial import SomeTables
 from .release import Read, Releasing, read_all
+from .wire import Array
 
 #: First statement of a transaction whose queries all see one moment.
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
@@ -55,8 +59,10 @@ def not_applied(connection: psycopg.Connection[Any], name: str, partition: int) 
 class Following(Releasing):
     """The tables of a generation. One connection, one thread, and one process at a time (`generations.sole`)."""
 
-    def __init__(self, url: str, *, generation: str) -> None:
+    def __init__(self, url: str, *, generation: str, tables: Sequence[Table] = TABLES) -> None:
+        """`tables`: those that the generation holds; nothing else is written."""
         super().__init__(url, generation=generation)
+        self._some = None if len(tables) == len(TABLES) else SomeTables(tables)
         #: Per partition, from which offsets on which fields are hidden.
         self._hidden: dict[int, Sequence[tuple[int, Redaction]]] = {}
 
@@ -98,6 +104,13 @@ class Following(Releasing):
         shown = [hidden_from(event, hidden) for event in events] if hidden else events
         if self.apply(partition, shown, [], start=start, end=end):
             raise _refused(partition)
+
+    def _write_rows(
+        self, connection: psycopg.Connection[Any], events: Sequence[Delivered]
+    ) -> tuple[Rows, bool, dict[str, dict[str, Array]]]:
+        if self._some is None:
+            return super()._write_rows(connection, events)
+        return self._some.write_rows(connection, events)
 
     def _apply_released(self, connection: psycopg.Connection[Any], place: dict[str, Any], read: Read) -> None:
         rows = connection.execute(QUERIES["applied_since"], place).fetchall()

@@ -1,13 +1,12 @@
-"""Generations: sets of the projected tables beside the live one, in schemas of their own.
+"""Generations: sets of the projected tables, or some of them, beside the live ones, in schemas of their own.
 
-Which there are, how far they are and where they stand is in tables of the live schema, which never move; a promotion
-moves the projected tables alone, old and new, in one transaction. Live writers begin each transaction with a shared
-lock (`store.GATE`); who promotes takes it whole, so nobody holds half of a batch meanwhile.
+Which there are, how far they are and where they stand is in tables of the live schema, which never move. How one takes
+the place of the live tables is in `swapping`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,22 +16,27 @@ import psycopg
 from psycopg import sql
 
 from schemas.errors import FatalError, KintsugiError, RetriableError
-from schemas.topics import EVENTS
 
 from . import migrate
-from .catalog import TABLES
-from .kit import TABLES_VERSION
-from .parking import said
+from .catalog import TABLES, chosen
+from .kit import Table
+from .parking import said, trouble
 from .sql import blocks
-from .store import CONNECT_TIMEOUT_S, GATE, GENERATION
+from .store import CONNECT_TIMEOUT_S, GENERATION
 
 #: One rebuild, promotion or drop at a time in each database.
 RUN_LOCK = 0x6B67656E
-#: How long a promotion waits for readers of the tables before it lets those behind it pass, and tries again.
-SWAP_LOCK_TIMEOUT_MS = 500
 #: What belongs to a generation and is kept in tables that never move.
 _KEPT_BY_NAME = ("positions", "beginnings", "redactions", "ranges", "parts", "parked_workflows", "parked_events")
 NAMES = [table.name for table in TABLES]
+#: Things told by name that are in the way.
+_SHOWN_MAX = 10
+#: By kind of what looks at tables: what it is called, how its text is kept, how it goes away.
+_LOOKS = {
+    "view": ("view", "SELECT pg_get_viewdef('{name}'::regclass);", "DROP {kind} {name};"),
+    "function": ("function", "SELECT pg_get_functiondef('{name}'::regprocedure);", "DROP FUNCTION {name};"),
+    "key": ("foreign key", "take the foreign key {name} away;"),
+}
 
 QUERIES = blocks("projections", "generations.sql")
 Connection = psycopg.Connection[Any]
@@ -52,11 +56,13 @@ class SwapTimeoutError(RetriableError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One line of the list. `state`: loading, ready, promoted, retired or dropped."""
+    """One line of the list. `state`: loading, ready, promoted, retired or dropped. `tables`: those it holds;
+    None: all."""
 
     name: str
     number: int
     state: str
+    tables: Sequence[str] | None
     tables_version: int
     built_by: str | None
     differing: int | None
@@ -64,6 +70,16 @@ class Generation:
     reason: str
     created_at: datetime
     changed_at: datetime
+
+    @property
+    def holds(self) -> tuple[Table, ...]:
+        """The tables it holds."""
+        return chosen(self.tables)
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [table.name for table in self.holds]
 
 
 @contextmanager
@@ -87,8 +103,8 @@ def connected(url: str) -> Iterator[Connection]:
         raise FatalError(
             f"the tables are not as they should be: {said(error)}", hint="run: kintsugi db migrate"
         ) from None
-    except psycopg.OperationalError as error:
-        raise RetriableError(f"Postgres: {said(error)}", hint="kintsugi status") from None
+    except (psycopg.OperationalError, psycopg.InternalError) as error:
+        raise trouble(error) from None
 
 
 @contextmanager
@@ -113,33 +129,58 @@ def worker(connection: Connection) -> tuple[int, str, str | None, datetime] | No
     return connection.execute(QUERIES["worker"], {"lock": RUN_LOCK}).fetchone()
 
 
-def missing_grants(connection: Connection) -> list[str]:
-    """What a database role lacks to rebuild and promote, as statements that somebody with the right can run."""
+def missing_grants(connection: Connection, *generations: str) -> list[str]:
+    """What a database role lacks to rebuild and promote, and to change these generations, as statements that somebody
+    with the right can run."""
     row = connection.execute(QUERIES["rights"]).fetchone()
     assert row is not None
     role, database = (sql.Identifier(name).as_string(connection) for name in row[:2])
-    owners = [sql.Identifier(owner).as_string(connection) for (owner,) in connection.execute(QUERIES["strange_owners"])]
     return [
         *([] if row[2] else [f"GRANT CREATE ON DATABASE {database} TO {role}"]),
         *([] if row[3] else [f"GRANT USAGE, CREATE ON SCHEMA {GENERATION} TO {role}"]),
-        *(f"GRANT {owner} TO {role}" for owner in owners),  # who moves a table must own it
+        *_owners_missing(connection, role, [GENERATION, *generations]),
     ]
 
 
-def need_rights(connection: Connection) -> None:
+def _owners_missing(connection: Connection, role: str, schemas: list[str]) -> list[str]:
+    """Who moves or drops a table must own it."""
+    rows = connection.execute(QUERIES["strange_owners"], {"schemas": schemas}).fetchall()
+    return [f"GRANT {sql.Identifier(owner).as_string(connection)} TO {role}" for (owner,) in rows]
+
+
+def need_rights(connection: Connection, *generations: str) -> None:
     """FatalError, with the missing grants, when the role may not do what a rebuild does."""
-    if missing := missing_grants(connection):
+    if missing := missing_grants(connection, *generations):
         raise FatalError("the database role lacks rights to rebuild and promote", hint="; ".join(missing))
 
 
-def need_no_views(connection: Connection) -> None:
-    """GenerationError when views look at the live tables: they would stay with these when tables change places."""
-    views = [view for (view,) in connection.execute(QUERIES["looking"], {"tables": NAMES}).fetchall()]
-    if views:
-        raise GenerationError(
-            f"views would go on showing the old tables: {', '.join(sorted(views)[:10])}",
-            hint="drop them, and create them again afterwards",
-        )
+def need_owner(connection: Connection, name: str) -> None:
+    """FatalError, with the missing grants, when the role may not drop a generation, or not say that it is dropped."""
+    row = connection.execute(QUERIES["rights"]).fetchone()
+    assert row is not None
+    role = sql.Identifier(row[0]).as_string(connection)
+    if missing := _owners_missing(connection, role, [name, GENERATION]):
+        raise FatalError(f"the database role lacks the right to drop {name}", hint="; ".join(missing))
+
+
+def need_nobody_looking(connection: Connection, tables: Sequence[str] = NAMES) -> None:
+    """GenerationError when something of somebody's looks at live tables: it would stay with these when others take
+    their place. It says what, and what to do."""
+    place = {"tables": list(tables), "all": NAMES}
+    rows = connection.execute(QUERIES["looking"], place).fetchall()
+    if not rows:
+        return
+    found = [f"{'materialized ' if stored else ''}{_LOOKS[kind][0]} {name}" for kind, name, stored in rows]
+    steps = [
+        step.format(name=name, kind="MATERIALIZED VIEW" if stored else "VIEW")
+        for kind, name, stored in rows[:_SHOWN_MAX]
+        for step in _LOOKS[kind][1:]
+    ]
+    more = f" and {len(found) - _SHOWN_MAX} more" if len(found) > _SHOWN_MAX else ""
+    raise GenerationError(
+        f"these would stay with the old tables: {', '.join(found[:_SHOWN_MAX])}{more}",
+        hint=f"{' '.join(steps)} Then come back, and make them again afterwards",
+    )
 
 
 def listed(connection: Connection) -> list[Generation]:
@@ -158,14 +199,14 @@ def found(connection: Connection, name: str, *states: str) -> Generation:
     return one
 
 
-def altered(connection: Connection, name: str) -> list[str]:
+def altered(connection: Connection, name: str, tables: Sequence[str] = NAMES) -> list[str]:
     """How the columns of the live tables differ from those that the migrations make, of which a generation has fresh
     ones."""
     wanted, have = (
         {
             (table, column): (kind, notnull)
             for table, column, kind, notnull in connection.execute(
-                QUERIES["columns"], {"name": schema, "tables": NAMES}
+                QUERIES["columns"], {"name": schema, "tables": list(tables)}
             ).fetchall()
         }
         for schema in (name, GENERATION)
@@ -181,17 +222,18 @@ def _shape(column: tuple[str, bool] | None) -> str:
     return "no such column" if column is None else f"{column[0]}{' not null' if column[1] else ''}"
 
 
-def create(connection: Connection, name: str) -> None:
-    """Make the schema, with the projected tables as the migrations make them, without indexes and keys."""
+def create(connection: Connection, name: str, wanted: Collection[str] = NAMES) -> None:
+    """Make the schema, with the wanted tables as the migrations make them, without indexes and keys."""
     migrate.make(connection, name)
-    tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [name]).fetchall()
-    for (table,) in tables:
-        if table not in NAMES:  # what belongs to all generations stays where it is
-            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name, table)))
-    for table, key, _ in connection.execute(QUERIES["keys"], {"name": name, "tables": NAMES}).fetchall():
+    place = {"name": name, "tables": NAMES}
+    for table, key, _ in connection.execute(QUERIES["keys"], place).fetchall():
         drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
         connection.execute(drop.format(sql.Identifier(name, table), sql.Identifier(key)))
-    for table, index, key, _ in connection.execute(QUERIES["indexes"], {"name": name, "tables": NAMES}).fetchall():
+    tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [name]).fetchall()
+    for (table,) in tables:
+        if table not in wanted:  # what belongs to all generations stays where it is
+            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name, table)))
+    for table, index, key, _ in connection.execute(QUERIES["indexes"], place).fetchall():
         if key is None:
             connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name, index)))
         else:
@@ -199,50 +241,16 @@ def create(connection: Connection, name: str) -> None:
             connection.execute(drop.format(sql.Identifier(name, table), sql.Identifier(key)))
 
 
-def swap(connection: Connection, name: str, *, state: str, actor: str, reason: str) -> str:
-    """Within a transaction that holds the gate: the generation becomes the live tables, these become a retired one,
-    whose name is returned. SwapTimeoutError, by the connection, when a reader holds them."""
-    connection.execute(f"SET LOCAL lock_timeout = {SWAP_LOCK_TIMEOUT_MS}".encode())
-    new = {"state": "retired", "version": TABLES_VERSION, "built_by": None, "actor": actor, "reason": reason}
-    row = connection.execute(QUERIES["new"], new).fetchone()
-    assert row is not None
-    retired = str(row[0])
-    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(retired)))
-    grants = connection.execute(QUERIES["grants"], {"tables": NAMES}).fetchall()
-    owners = connection.execute(QUERIES["owners"], {"tables": NAMES}).fetchall()
-    both = [sql.Identifier(schema, table) for schema in (GENERATION, name) for table in NAMES]
-    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(both)))
-    move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
-    for source, target in ((GENERATION, retired), (name, GENERATION)):
-        for table in NAMES:
-            connection.execute(move.format(sql.Identifier(source, table), sql.Identifier(target)))
-    for table, right, role in grants:
-        grantee = sql.SQL("PUBLIC") if role is None else sql.Identifier(role)
-        connection.execute(
-            sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(right), sql.Identifier(GENERATION, table), grantee)
-        )
-    for table, owner in owners:  # who writes the live tables goes on, whoever rebuilt them
-        connection.execute(
-            sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(GENERATION, table), sql.Identifier(owner))
-        )
-    connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(name)))
-    place = {"name": name, "retired": retired, "topic": EVENTS}
-    if connection.execute(QUERIES["parked_differently"], place).fetchone() is not None:
-        raise GenerationError(f"other events wait in {name} than in the live tables", hint=f"drop {name}, and rebuild")
-    for step in ("positions", "beginnings", "redactions"):
-        connection.execute(QUERIES[f"kept_{step}"], place)
-        connection.execute(QUERIES[f"live_{step}"], place)
-    for step in ("parked_workflows", "parked_events"):
-        connection.execute(QUERIES[f"kept_{step}"], place)
-    connection.execute(QUERIES["forget_positions"], place)
-    connection.execute(QUERIES["state"], {"name": name, "state": state, "differing": None})
-    return retired
-
-
-def close_gate(connection: Connection) -> None:
-    """Wait for live batches at work, and hold those to come, until the transaction ends."""
-    connection.execute("SET LOCAL lock_timeout = 5000")
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [GATE])
+def live(found: Sequence[Generation]) -> dict[str, list[str]]:
+    """Of each generation the tables that are the live ones now, if any: those that nobody took the place of since."""
+    taken: set[str] = set()
+    tables: dict[str, list[str]] = {}
+    for one in sorted(found, key=lambda g: g.changed_at, reverse=True):
+        if one.state == "promoted":
+            if own := [name for name in one.names if name not in taken]:
+                tables[one.name] = own
+            taken.update(one.names)
+    return tables
 
 
 def forget(connection: Connection, name: str) -> None:

@@ -1,10 +1,10 @@
 -- name: all
-SELECT name, number, state, tables_version, built_by, differing, actor, reason, created_at, changed_at
+SELECT name, number, state, tables, tables_version, built_by, differing, actor, reason, created_at, changed_at
 FROM generations ORDER BY number
 
 -- name: new
-INSERT INTO generations (name, number, state, tables_version, built_by, actor, reason)
-SELECT 'kintsugi_g' || n, n, %(state)s, %(version)s, %(built_by)s, %(actor)s, %(reason)s
+INSERT INTO generations (name, number, state, tables, tables_version, built_by, actor, reason)
+SELECT 'kintsugi_g' || n, n, %(state)s, %(tables)s::text[], %(version)s, %(built_by)s, %(actor)s, %(reason)s
 FROM (SELECT coalesce(max(number), 1) + 1 AS n FROM generations) x
 RETURNING name
 
@@ -64,6 +64,44 @@ UPDATE beginnings SET generation = 'kintsugi' WHERE generation = %(name)s
 -- name: live_redactions
 UPDATE redactions SET generation = 'kintsugi' WHERE generation = %(name)s
 
+-- name: copied_beginnings
+-- Some tables change places: where the others began is kept on both sides.
+INSERT INTO beginnings (generation, topic, log_partition, tables_version, first_offset)
+SELECT %(retired)s, topic, log_partition, tables_version, first_offset FROM beginnings WHERE generation = 'kintsugi'
+
+-- name: copied_redactions
+INSERT INTO redactions (generation, topic, log_partition, first_offset, paths)
+SELECT %(retired)s, topic, log_partition, first_offset, paths FROM redactions WHERE generation = 'kintsugi'
+
+-- name: fence
+-- Whoever wrote the live tables has rows of the old ones in memory, and claims again.
+UPDATE positions SET owner_epoch = owner_epoch + 1, updated_at = now() WHERE generation = 'kintsugi'
+
+-- name: stand_elsewhere
+-- Partitions in which a generation does not stand where the live tables do.
+SELECT log_partition FROM (
+  SELECT log_partition, coalesce(max(next_offset) FILTER (WHERE generation = 'kintsugi'), 0) AS live,
+         coalesce(max(next_offset) FILTER (WHERE generation = %(name)s), 0) AS own
+  FROM positions WHERE topic = %(topic)s AND generation IN ('kintsugi', %(name)s) GROUP BY log_partition) x
+WHERE greatest(live, 0) <> greatest(own, 0) ORDER BY 1
+
+-- name: begun_by
+-- The version of the tables that wrote each partition from its first record on.
+SELECT coalesce(min(version), 1) FROM (
+  SELECT coalesce(max(b.tables_version) FILTER (WHERE b.first_offset = 0), 1) AS version
+  FROM positions p LEFT JOIN beginnings b USING (generation, topic, log_partition)
+  WHERE p.generation = 'kintsugi' AND p.topic = %(topic)s AND p.next_offset >= 0 GROUP BY p.log_partition) x
+
+-- name: swapped
+-- The name under which the tables stay that a generation took the place of: both are of one transaction.
+SELECT r.name FROM generations r JOIN generations p ON r.created_at = p.changed_at
+WHERE p.name = %(name)s AND p.state = 'promoted' AND r.state = 'retired'
+
+-- name: not_validated
+SELECT c.relname, con.conname
+FROM pg_constraint con JOIN pg_class c ON c.oid = con.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'kintsugi' AND con.contype = 'f' AND NOT con.convalidated AND c.relname = ANY(%(tables)s)
+
 -- name: forget_positions
 DELETE FROM positions WHERE generation = %(name)s
 
@@ -102,11 +140,25 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.rela
 WHERE n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND g.grantee <> c.relowner
 
 -- name: looking
-SELECT DISTINCT v.oid::regclass::text
+-- What else depends on live tables, and would stay with these when others take their place.
+SELECT DISTINCT 'view', v.oid::regclass::text, v.relkind = 'm'
 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class
 JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
   AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND v.oid <> c.oid
+UNION ALL
+SELECT DISTINCT 'function', p.oid::regprocedure::text, false
+FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
+JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass
+  AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s)
+UNION ALL
+SELECT 'key', format('%%s of %%s', con.conname, con.conrelid::regclass), false
+FROM pg_constraint con JOIN pg_class c ON c.oid = con.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class own ON own.oid = con.conrelid
+WHERE con.contype = 'f' AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s)
+  AND NOT (own.relnamespace = n.oid AND own.relname = ANY(%(all)s))
+ORDER BY 1, 2
 
 -- name: parked_workflows_as_live
 -- Those of a generation: of the live ones, those of whose events the generation keeps some.
@@ -220,9 +272,13 @@ SELECT current_user, current_database(), has_database_privilege(current_database
        has_schema_privilege('kintsugi', 'CREATE') AND has_schema_privilege('kintsugi', 'USAGE')
 
 -- name: strange_owners
--- Whose the tables are that this role could not move.
-SELECT DISTINCT pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'kintsugi' AND c.relkind = 'r' AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1
+-- Whose the tables and the schemas are that this role could not move.
+SELECT DISTINCT pg_get_userbyid(owner) FROM (
+  SELECT c.relowner FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = ANY(%(schemas)s) AND c.relkind = 'r'
+  UNION ALL
+  SELECT nspowner FROM pg_namespace WHERE nspname = ANY(%(schemas)s) AND nspname <> 'kintsugi') x (owner)
+WHERE NOT pg_has_role(owner, 'USAGE') ORDER BY 1
 
 -- name: owners
 SELECT c.relname, pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

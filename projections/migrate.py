@@ -28,6 +28,7 @@ _CHANGES: dict[int, tuple[str, ...]] = {
         "0003_progress.sql",
         "0003_parking.sql",
         "0003_tried.sql",
+        "0003_partial.sql",
     ),
 }
 

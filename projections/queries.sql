@@ -57,5 +57,9 @@ SELECT id::text FROM workflows ORDER BY sha256(convert_to(%(seed)s || id::text, 
 -- name: parked_workflows
 SELECT workflow_id::text FROM parked_workflows WHERE generation = %(generation)s AND topic = %(topic)s
 
+-- name: held
+-- Which tables a generation holds, if not all.
+SELECT tables FROM generations WHERE name = %(generation)s
+
 -- name: parked_places
 SELECT log_partition, log_offset FROM parked_events WHERE generation = %(generation)s AND topic = %(topic)s

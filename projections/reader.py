@@ -14,6 +14,7 @@ from schemas.errors import FatalError
 from schemas.topics import EVENTS
 
 from . import statements
+from .catalog import chosen
 from .choice import Choice
 from .digest import Differences, differences, row_digests
 from .kit import Table
@@ -60,6 +61,11 @@ class Snapshot:
         """Places of events that made no rows: they wait with a parked workflow, or were discarded."""
         waiting = self._connection.execute(_QUERIES["parked_places"], self._place).fetchall()
         return {*waiting, *(place for place, stage in self.dead_letters().items() if stage == STAGE_APPLY)}
+
+    def tables(self) -> tuple[Table, ...]:
+        """The tables that this generation holds."""
+        found = self._connection.execute(_QUERIES["held"], self._place).fetchone()
+        return chosen(found[0] if found else None)
 
     def parked(self) -> set[str]:
         """Workflows whose events wait, since one of them could not be applied."""

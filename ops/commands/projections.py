@@ -12,6 +12,23 @@ from ops.output import CONFLICT, MISMATCH, output_option, progress_bar, say, sho
 _REASON = "Why; it is kept in the audit topic and beside the generation."
 
 
+def _tables(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    from projections.catalog import chosen
+
+    try:
+        return tuple(table.name for table in chosen(value)) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _which(live: list[str], tables: list[str]) -> str:
+    """Which of a generation's tables are live, in few words."""
+    gone = [table for table in tables if table not in live]
+    if not live or not gone:
+        return "yes" if live else ""
+    return f"but {', '.join(gone)}" if len(gone) < len(live) else ", ".join(live)
+
+
 @click.group()
 def projections() -> None:
     """Rebuild the tables from the log beside the live ones, compare, and change over."""
@@ -24,15 +41,30 @@ projections.add_command(projections_proof.diff)
 @projections.command("list")
 @output_option
 def list_generations(output: str) -> None:
-    """All generations there were, and where each stands."""
+    """All generations there were, where each stands, and which of its tables are the live ones."""
     from ops.rebuild import listed
     from ops.stack import addresses
 
     rows = listed(addresses())
+    if output != "json":
+        for row in rows:
+            row["live"] = _which(row["live"], row["tables"])
+            row["tables"] = "all" if row["whole"] else ", ".join(row["tables"])
     show(
         rows,
         output,
-        columns=("name", "state", "lag_records", "differing", "built_by", "actor", "reason", "created_at"),
+        columns=(
+            "name",
+            "state",
+            "live",
+            "tables",
+            "lag_records",
+            "differing",
+            "built_by",
+            "actor",
+            "reason",
+            "created_at",
+        ),
         empty="no generation but the live one",
     )
 
@@ -63,11 +95,16 @@ def status(name: str | None, output: str) -> None:
 @projections.command()
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Partitions at once.")
 @click.option("--reason", required=True, help=_REASON)
+@click.option("--table", "tables", multiple=True, callback=_tables, help="Of this table alone; may be repeated.")
 @click.option("--accept-gap", is_flag=True, help="Go on where neither log nor archive hold the beginning.")
 @click.option("--dry-run", is_flag=True, help="Say what would be read, change nothing.")
 @output_option
-def rebuild(processes: int, reason: str, accept_gap: bool, dry_run: bool, output: str) -> None:
+def rebuild(
+    processes: int, reason: str, tables: tuple[str, ...] | None, accept_gap: bool, dry_run: bool, output: str
+) -> None:
     """Fill a new generation from archive and log while the live tables serve and are written.
+
+    Of all tables, or of those named by --table: the others stay as they are when it is promoted.
 
     It ends caught up and compared with the live tables, row by row; promote changes over. Cut short, the same command
     goes on where it was. Exit 4 while another is at work, 6 when rows differ.
@@ -86,8 +123,19 @@ def rebuild(processes: int, reason: str, accept_gap: bool, dry_run: bool, output
         _conflicts(),
         audited(at.kafka, "projections.rebuild", subject="kintsugi", reason=reason) as detail,
     ):
-        report = build(at, progress, processes=processes, actor=actor(), reason=reason, accept_gap=accept_gap, tell=say)
+        report = build(
+            at,
+            progress,
+            processes=processes,
+            actor=actor(),
+            reason=reason,
+            accept_gap=accept_gap,
+            tables=tables,
+            tell=say,
+        )
         detail.update(generation=report.name, rows=report.rows, differing=report.differing)
+        if tables:
+            detail.update(tables=", ".join(tables))
     _tell(asdict(report), output)
     if report.differing:
         say(f"{report.differing} rows differ from the live tables; kintsugi projections promote says how to go on")
@@ -107,8 +155,8 @@ def promote(name: str, reason: str, accept_differences: bool, output: str) -> No
     differ; in both nothing is changed.
     """
     from ops.audit import actor, audited
-    from ops.rebuild import DiffersError
-    from ops.rebuild import promote as change_over
+    from ops.comparing import DiffersError
+    from ops.promotion import promote as change_over
     from ops.stack import addresses
 
     at = addresses()
@@ -118,7 +166,7 @@ def promote(name: str, reason: str, accept_differences: bool, output: str) -> No
         audited(at.kafka, "projections.promote", subject=name, reason=reason) as detail,
     ):
         try:
-            retired = change_over(at, name, progress, actor=actor(), reason=reason, accept=accept_differences)
+            retired = change_over(at, name, progress, actor=actor(), reason=reason, accept=accept_differences, tell=say)
         except DiffersError as error:
             show([asdict(drift) for drift in error.shown], output)
             raise
@@ -134,7 +182,7 @@ def promote(name: str, reason: str, accept_differences: bool, output: str) -> No
 def rollback(name: str, reason: str, output: str) -> None:
     """Make a retired generation the live tables again, after it has caught up with them."""
     from ops.audit import actor, audited
-    from ops.rebuild import rollback as change_back
+    from ops.promotion import rollback as change_back
     from ops.stack import addresses
 
     at = addresses()
@@ -143,7 +191,7 @@ def rollback(name: str, reason: str, output: str) -> None:
         _conflicts(),
         audited(at.kafka, "projections.rollback", subject=name, reason=reason) as detail,
     ):
-        retired = change_back(at, name, progress, actor=actor(), reason=reason)
+        retired = change_back(at, name, progress, actor=actor(), reason=reason, tell=say)
         detail.update(retired=retired)
     _tell({"promoted": name, "retired": retired}, output)
 
@@ -154,12 +202,12 @@ def rollback(name: str, reason: str, output: str) -> None:
 def drop(name: str, reason: str) -> None:
     """Delete a generation that is not live, with all its rows."""
     from ops.audit import audited
-    from ops.rebuild import drop as delete
+    from ops.promotion import drop as delete
     from ops.stack import addresses
 
     at = addresses()
     with _conflicts(), audited(at.kafka, "projections.drop", subject=name, reason=reason):
-        delete(at, name)
+        delete(at, name, tell=say)
     say(f"{name} is dropped")
 
 
@@ -170,7 +218,7 @@ class _conflicts:  # noqa: N801 - reads like the context managers beside it
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from ops.rebuild import DiffersError
+        from ops.comparing import DiffersError
         from projections.generations import GenerationError
 
         if isinstance(error, GenerationError):
