@@ -71,13 +71,24 @@ class Folded:
 
     def add(self, event: Delivered, *, passing_over: Iterable[str] = ()) -> Rows:
         """Fold an event; the rows it changed. Tables named in `passing_over` are left as they are."""
-        changed = fold(self.rows, (event,), self._plan)
+        changed: Rows = {}
+        for name, touch in self._plan.get(type(event.record), ()):  # as `fold`, for one event alone
+            key = touch.key(event)
+            if key is None:
+                continue
+            rows = self.rows[name]
+            before = rows.get(key)
+            after = touch.fold(before, event)
+            if after is not None and after is not before:
+                rows[key] = after
+                changed[name] = {key: after}
         for name in passing_over:
             for key in changed.pop(name, ()):
                 del self.rows[name][key]
-        for name, rows in changed.items():
-            for key, row in rows.items():
-                self._refer(name, key, row)
+        for name, made in changed.items():
+            if self._references[name]:
+                for key, row in made.items():
+                    self._refer(name, key, row)
         return changed
 
     def remove(self, event: Delivered) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 from .catalog import shipped
 from .codec import Codec, Unknown
 from .errors import AdmissionError
-from .ids import check_uuid
+from .ids import check_uuid, is_uuid
 from .records import Record
 from .records.events import CheckpointsExpired, StateMigrated, StepSpec, WorkflowStarted
 
@@ -66,10 +69,13 @@ _DOUBLE_MAX = sys.float_info.max
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is checked of one record type. Bounds are (field, lowest, highest, reason)."""
+    """What is checked of one record type. Bounds are (field, lowest, highest, reason). All values of one kind are read
+    by one call: this is done for every record, in every role."""
 
-    uuids: tuple[str, ...]
+    ids: Callable[[Record], tuple[str | None, ...]]
+    texts: Callable[[Record], tuple[str | None, ...]]
     widths: tuple[tuple[str, int], ...]
+    numbers: Callable[[Record], tuple[float | None, ...]]
     bounds: tuple[tuple[str, float, float, str], ...]
 
 
@@ -98,20 +104,13 @@ def check(record: Record) -> None:
     plan = _plans.get(kind)
     if plan is None:
         plan = _plans[kind] = _plan_of(kind)
-    try:
-        check_uuid(record.workflow_id)
-        for name in plan.uuids:
-            value = getattr(record, name)
-            if value is not None:
-                check_uuid(value)
-    except ValueError as error:
-        raise AdmissionError("bad_id", f"{kind.__name__}: {error}") from None
-    for name, width in plan.widths:
-        text = getattr(record, name)
+    for value in plan.ids(record):
+        if value is not None and not is_uuid(value):
+            raise AdmissionError("bad_id", f"{kind.__name__}: not a canonical UUID: {value[:64]!r}")
+    for text, (name, width) in zip(plan.texts(record), plan.widths, strict=True):
         if text is not None and len(text) > width:
             raise AdmissionError("too_long", f"{kind.__name__}.{name}: {len(text)} characters, {width} allowed")
-    for name, low, high, reason in plan.bounds:
-        number = getattr(record, name)
+    for number, (name, low, high, reason) in zip(plan.numbers(record), plan.bounds, strict=True):
         if number is not None and not low <= number <= high:  # so written, NaN is out of bounds too
             raise AdmissionError(reason, f"{kind.__name__}.{name}: {number} is not within {low}..{high}")
     if isinstance(record, WorkflowStarted):
@@ -154,12 +153,23 @@ def _check_steps(steps: tuple[StepSpec, ...]) -> None:
 
 def _plan_of(kind: type[Record]) -> _Plan:
     types = {f["name"]: f["type"] for f in json.loads(shipped()[kind.__name__].text)["fields"]}
-    bounds = [(name, *_bounds(name, type_[-1] if isinstance(type_, list) else type_)) for name, type_ in types.items()]
+    found = [(name, *_bounds(name, type_[-1] if isinstance(type_, list) else type_)) for name, type_ in types.items()]
+    bounds = tuple(bound for bound in found if bound[3])
+    widths = tuple((name, width) for name, width in _WIDTHS.items() if name in types)
     return _Plan(
-        uuids=tuple(name for name in UUIDS if name in types),
-        widths=tuple((name, width) for name, width in _WIDTHS.items() if name in types),
-        bounds=tuple(b for b in bounds if b[3]),
+        ids=_values(["workflow_id", *(name for name in UUIDS if name in types)]),
+        texts=_values([name for name, _ in widths]),
+        widths=widths,
+        numbers=_values([bound[0] for bound in bounds]),
+        bounds=bounds,
     )
+
+
+def _values(names: Sequence[str]) -> Callable[[Record], tuple[Any, ...]]:
+    """Reads fields of a record. Every record has ids, texts and a time; two of one kind are read as a tuple."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: tuple(getattr(record, name) for name in names)
 
 
 def _bounds(name: str, avro: object) -> tuple[float, float, str]:

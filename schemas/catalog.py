@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from fastavro import parse_schema
@@ -46,10 +47,26 @@ def load(text: str, *, topic: str = topics.EVENTS) -> Schema:
         name=raw["name"],
         topic=topic,
         text=text,
-        parsed=parse_schema(raw, named_schemas={}),
+        parsed=readable(raw),
         canonical=canonical,
         fingerprint=bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO")),
     )
+
+
+def readable(raw: Any) -> Any:
+    """A schema as fastavro reads and writes by it, whose field names are the very strings that our record types have:
+    keyword arguments are found by identity first, and only then, one by one, by what they say."""
+    return _interned(parse_schema(raw, named_schemas={}))
+
+
+def _interned(part: Any) -> Any:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            part[key] = intern(value) if key == "name" and isinstance(value, str) else _interned(value)
+    elif isinstance(part, list):
+        for item in part:
+            _interned(item)
+    return part
 
 
 @cache

@@ -16,10 +16,10 @@ from io import BytesIO
 from operator import attrgetter
 from typing import Any, Protocol
 
-from fastavro import parse_schema, schemaless_reader, schemaless_writer
+from fastavro import schemaless_reader, schemaless_writer
 from fastavro.schema import to_parsing_canonical_form
 
-from .catalog import NAMESPACE, Schema, by_fingerprint, released, shipped
+from .catalog import NAMESPACE, Schema, by_fingerprint, readable, released, shipped
 from .errors import DecodeError
 from .lint import unsafe_reason
 from .records import RECORD_TYPES, Record
@@ -237,7 +237,7 @@ def _writer_of(text: str) -> _Writer:
         missing = () if ours is None or same else fills(name, {field["name"] for field in form["fields"]})
         return _Writer(
             name=name,
-            parsed=ours.parsed if ours is not None and same else parse_schema(form, named_schemas={}),
+            parsed=ours.parsed if ours is not None and same else readable(form),
             reader=None if ours is None or same else ours.parsed,
             build=build if build is None or not missing else _upcasting(build, missing),
         )

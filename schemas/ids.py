@@ -11,7 +11,9 @@ import re
 import uuid
 
 _NAMESPACE = uuid.UUID("6b696e74-7375-5769-8000-676f6c646a6f").bytes
-_CANONICAL = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+#: A match for a canonical lower-case UUID, None for any other text. The method itself: it is asked some four times for
+#: each record, in every role.
+is_uuid = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 #: RFC 9562's variant: the two highest bits of this digit are 10.
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
@@ -24,7 +26,7 @@ def derive_id(cause_id: str, kind: str, number: int = 0) -> str:
 
 def check_uuid(text: str) -> None:
     """ValueError for anything but a canonical lower-case UUID."""
-    if _CANONICAL(text) is None:
+    if is_uuid(text) is None:
         raise ValueError(f"not a canonical UUID: {text[:64]!r}")
 
 
