@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,10 +19,18 @@ from .state import Part
 #: A start time read back differs from the one written by rounding alone.
 _START_TOLERANCE_S = 0.05
 _POLL_S = 0.05
+#: Below those that Linux gives to outgoing connections (32768 and up): a server takes seconds to start, and one that
+#: was killed comes back to its port.
+_PORTS = range(15_000, 32_000)
+_PORT_TRIES_MAX = 100
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on."""
+    """A TCP port nobody listens on, and that no connection is given by chance while no server listens on it yet."""
+    for _ in range(_PORT_TRIES_MAX):
+        port = secrets.choice(_PORTS)
+        if port_is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
