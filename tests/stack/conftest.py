@@ -15,7 +15,7 @@ from ops.stack import Addresses
 from schemas.topics import COORDINATION, EVENTS
 
 from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
-from .database import own_database
+from .database import own_database, stand_at_the_logs_end
 from .kit import Role, Topics, stand_at_end
 
 
@@ -23,6 +23,12 @@ from .kit import Role, Topics, stand_at_end
 def own(addresses: Addresses, database: str) -> Addresses:
     """The stack, with a database of this test's own."""
     return replace(addresses, postgres=database)
+
+
+@pytest.fixture
+def own_records(own: Addresses) -> None:
+    """The tables begin where the log ends now, and not with what other tests left in it."""
+    stand_at_the_logs_end(own)
 
 
 @pytest.fixture

@@ -10,16 +10,13 @@ from typing import Any
 
 import psycopg
 import yaml
-from confluent_kafka import Consumer, TopicPartition
 
 from ops.stack import Addresses
-from projections.store import GENERATION
 from schemas import claims
 from schemas.canonical import canonical_bytes, chain_digest_of, digest_of
 from schemas.objects import Objects
 from schemas.records import Record
 from schemas.records.events import CheckpointCreated, StepSpec, StepStarted, WorkflowStarted
-from schemas.topics import EVENTS
 
 from .kit import Role, Topics, build, wait_for
 
@@ -81,21 +78,6 @@ def beginning(workflow_id: str) -> list[Record]:
         build(WorkflowStarted, workflow_id, workflow_version="1", steps=(StepSpec(step_id="build"),)),
         build(StepStarted, workflow_id, step_id="build", step_run_id=str(uuid.uuid4()), timeout_ms=86_400_000),
     ]
-
-
-def stand_at_the_logs_end(own: Addresses) -> None:
-    """Let the tables begin where the log ends, so that a test meets only its own workflows."""
-    reader = Consumer({"bootstrap.servers": own.kafka, "group.id": "reader", "log_level": 0})
-    try:
-        partitions = sorted(reader.list_topics(EVENTS, 10).topics[EVENTS].partitions)
-        ends = {p: reader.get_watermark_offsets(TopicPartition(EVENTS, p), 10)[1] for p in partitions}
-    finally:
-        reader.close()
-    with psycopg.connect(own.postgres, options="-c search_path=kintsugi") as connection:
-        for partition, end in ends.items():
-            connection.execute(
-                "INSERT INTO positions VALUES (%s, %s, %s, %s, 0, now())", (GENERATION, EVENTS, partition, end)
-            )
 
 
 def query(own: Addresses, text: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -23,8 +24,11 @@ from schemas.records.events import StepSpec, StepStarted, WorkflowErrorOccurred,
 from schemas.registry import Registry
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 
+from .starter import Forked, starter
+
 R = TypeVar("R", bound=Record)
-WAIT_S = 40.0
+#: Long enough for a busy machine: only a test that fails waits for so long.
+WAIT_S = 90.0
 
 
 def wait_for(what: str, check: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
@@ -57,22 +61,38 @@ class Topics:
         self.at = at
         self.registry = Registry(at.registry)
         self.codec = Codec(self.registry)
+        self._read: dict[str, list[Message]] = {}
+        self._reading = threading.Lock()
         self.producer = Producer(
             {"bootstrap.servers": at.kafka, "acks": "all", "enable.idempotence": True, "message.max.bytes": 16_000_000}
         )
 
     def read(self, topic: str, of: set[str] | None = None) -> list[Message]:
-        """Every record of a topic, of some keys only."""
+        """Every record of a topic, of some keys only. What was read before is not asked for again."""
+        with self._reading:
+            found = self._read.setdefault(topic, [])
+            lows = self._read_on(topic, found)
+            found[:] = [m for m in found if (m.offset() or 0) >= lows[m.partition() or 0]]
+            if of is None:
+                return list(found)
+            return [m for m in found if (m.key() or b"").decode("utf-8", "replace") in of]  # type: ignore[union-attr]
+
+    def _read_on(self, topic: str, found: list[Message]) -> dict[int, int]:
+        """Add what has come since; where each partition begins now."""
         consumer = Consumer(
             {"bootstrap.servers": self.at.kafka, "group.id": "reader", "enable.auto.commit": False, "log_level": 0}
         )
         try:
             count = len(consumer.list_topics(topic, 10).topics[topic].partitions)
-            places = [TopicPartition(topic, p) for p in range(count)]
-            ends = {p.partition: consumer.get_watermark_offsets(p, 10) for p in places}
-            consumer.assign([TopicPartition(topic, p, low) for p, (low, _) in ends.items()])
-            open_ = {p for p, (low, high) in ends.items() if high > low}
-            found: list[Message] = []
+            ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), 10) for p in range(count)}
+            starts = {p: low for p, (low, _) in ends.items()}
+            for message in found:
+                starts[message.partition() or 0] = max(starts[message.partition() or 0], (message.offset() or 0) + 1)
+            if any(starts[p] > high for p, (_, high) in ends.items()):  # the topic was made anew
+                found.clear()
+                starts = {p: low for p, (low, _) in ends.items()}
+            open_ = {p for p, (_, high) in ends.items() if high > starts[p]}
+            consumer.assign([TopicPartition(topic, p, starts[p]) for p in sorted(open_)])
             end = time.monotonic() + WAIT_S
             while open_ and time.monotonic() < end:
                 message = consumer.poll(0.5)
@@ -80,10 +100,9 @@ class Topics:
                     continue
                 if (message.offset() or 0) + 1 >= ends[message.partition() or 0][1]:
                     open_.discard(message.partition() or 0)
-                if of is None or (message.key() or b"").decode("utf-8", "replace") in of:  # type: ignore[union-attr]
-                    found.append(message)
+                found.append(message)
             assert not open_, f"{topic} could not be read to its end"
-            return found
+            return {p: low for p, (low, _) in ends.items()}
         finally:
             consumer.close()
 
@@ -157,11 +176,15 @@ class Role:
 
     def __init__(self, role: str, environment: dict[str, str], log: Path, *arguments: str, crash_at: str = "") -> None:
         self.log_file = log
-        extra = {"KINTSUGI_CRASH_AT": crash_at} if crash_at else {}
+        self.process: subprocess.Popen[bytes] | Forked
+        if not crash_at:
+            self.process = starter().start(["run", role, *arguments], environment, log)
+            return
+        # The point is armed by the import.
         with log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ops.cli", "run", role, *arguments],
-                env={**environment, **extra},
+                env={**environment, "KINTSUGI_CRASH_AT": crash_at},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )

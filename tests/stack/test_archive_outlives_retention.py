@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from schemas.topics import COMMANDS, EVENTS
 
 from .kit import Role, Topics, build, failing, wait_for
 from .stacks import own_stack
+from .starter import command
 
 Cli = Callable[..., tuple[int, Any, str]]
 SOON = ("--archive-age", "0.2")
@@ -66,9 +65,7 @@ def cli(at: Addresses) -> Cli:
     """Runs a command: exit code, its JSON, what it said."""
 
     def run(*arguments: str) -> tuple[int, Any, str]:
-        command = [sys.executable, "-m", "ops.cli", *arguments]
-        environment = {**os.environ, **at.environment()}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = command({**os.environ, **at.environment()}, *arguments)
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
     return run

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +22,7 @@ from schemas.archive_format import Gap
 from schemas.topics import EVENTS, MESSAGE_SIZE_BYTES_MAX
 
 from .kit import Role, Topics, failing, wait_for
+from .starter import command
 
 Start = Callable[..., Role]
 SOON = ("--archive-age", "0.2")
@@ -207,9 +206,8 @@ def test_verify_exits_with_6_on_a_difference(topics: Topics, store: Addresses, s
     assert role.stop() == 0
 
     def verify() -> int:
-        command = [sys.executable, "-m", "ops.cli", "archive", "verify", "--output", "json"]
         environment = {**os.environ, **store.environment()}
-        return subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode
+        return command(environment, "archive", "verify", "--output", "json").returncode
 
     assert verify() == 0
     file = max((tmp_path / "objects/archive").rglob("*.avro"), key=lambda path: path.stat().st_size)

@@ -39,7 +39,7 @@ Start = Callable[..., Role]
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     keys = json.dumps({"current": "canary", "keys": {"canary": KEY}})
     return {
         **os.environ,

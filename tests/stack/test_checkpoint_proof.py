@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from schemas.records.events import CheckpointCreated, CheckpointRejected, Checkp
 from schemas.sealing import binding_of, seal
 
 from .kit import Role, Topics, build, wait_for
+from .starter import command
 
 Start = Callable[..., Role]
 
@@ -255,9 +255,7 @@ def test_the_command_says_what_fails_and_exits_with_6(at: Addresses, writer: Wri
     in_tables(at, records[-1])
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ops.cli", "checkpoints", *arguments]
-        environment = {**os.environ, **at.environment()}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return command({**os.environ, **at.environment()}, "checkpoints", *arguments)
 
     done = run("verify", "--workflow", writer.workflow_id, "--output", "json")
     assert done.returncode == 6

@@ -33,7 +33,7 @@ Run = Callable[..., "Done"]
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ann"}
 
 

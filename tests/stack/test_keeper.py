@@ -19,14 +19,13 @@ from schemas.records.events import CheckpointRejected, WorkflowErrorOccurred
 from schemas.topics import EVENTS
 
 from .client_kit import partition_of
-from .keeping import Start, applied, beginning, checkpoints, policy_of, stand_at_the_logs_end
+from .keeping import Start, applied, beginning, checkpoints, policy_of
 from .kit import Role, Topics, wait_for
 from .stacks import own_stack
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
-    stand_at_the_logs_end(own)
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment()}
 
 

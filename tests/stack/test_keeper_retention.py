@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,13 +26,13 @@ from schemas.objects import Objects
 from schemas.records.events import CheckpointCreated, CheckpointRejected, CheckpointsExpired, WorkflowCompleted
 from schemas.topics import EVENTS
 
-from .keeping import Start, applied, beginning, checkpoints, policy_of, query, rows_of, stand_at_the_logs_end
+from .keeping import Start, applied, beginning, checkpoints, policy_of, query, rows_of
 from .kit import Topics, build, wait_for
+from .starter import command
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
-    stand_at_the_logs_end(own)
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment()}
 
 
@@ -200,8 +198,7 @@ def test_only_objects_that_nothing_refers_to_and_that_are_old_are_deleted(
 def cli(own: Addresses, folder: Path, *options: str) -> dict[str, Any]:
     """`kintsugi checkpoints collect`."""
     environment = {**os.environ, **own.environment(), "KINTSUGI_OBJECTS": folder.as_uri()}
-    command = [sys.executable, "-m", "ops.cli", "checkpoints", "collect", "--output", "json", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = command(environment, "checkpoints", "collect", "--output", "json", *options)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from schemas.records.events import WorkflowKeyErased
 from schemas.topics import AUDIT, EVENTS
 
 from .kit import Role, Topics, failing, wait_for
+from .starter import command
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,7 +30,7 @@ def actor() -> str:
 
 
 @pytest.fixture
-def environment(own: Addresses, actor: str, tmp_path: Path) -> dict[str, str]:
+def environment(own: Addresses, own_records: None, actor: str, tmp_path: Path) -> dict[str, str]:
     return {
         **os.environ,
         **own.environment(),
@@ -44,8 +44,7 @@ def environment(own: Addresses, actor: str, tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def cli(environment: dict[str, str]) -> Cli:
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ops.cli", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = command(environment, *arguments)
         assert done.returncode == code, done.stderr
         return done
 

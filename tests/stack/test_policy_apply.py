@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,6 +37,7 @@ from schemas.topics import AUDIT, COORDINATION, EVENTS
 
 from .kit import Role, Topics, build, failing, wait_for
 from .stacks import own_stack
+from .starter import command
 
 Cli = Callable[..., tuple[int, Any, str]]
 
@@ -77,9 +76,8 @@ def cli(at: Addresses) -> Cli:
     """Runs `kintsugi policy`: exit code, its JSON, what it said."""
 
     def run(*arguments: str) -> tuple[int, Any, str]:
-        command = [sys.executable, "-m", "ops.cli", *arguments, "--output", "json"]
         environment = {**os.environ, **at.environment(), "KINTSUGI_ACTOR": "ana"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = command(environment, *arguments, "--output", "json")
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
     return run

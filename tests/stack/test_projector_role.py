@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from schemas.records.events import CheckpointCreated, StepCompleted, WorkflowCom
 
 from .kit import Role, Topics, build, failing, wait_for
 from .stacks import own_stack
+from .starter import command
 
 Start = Callable[..., Role]
 #: after_append and after_flush lie between after_write and the commit, as the tables are written by `handle`.
@@ -268,8 +267,7 @@ def test_verify_names_every_row_that_somebody_changed(
     assert role.stop() == 0
 
     def verify() -> tuple[int, dict[str, Any]]:
-        command = [sys.executable, "-m", "ops.cli", "verify", "--only", "tables", "--output", "json"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = command(environment, "verify", "--only", "tables", "--output", "json")
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 

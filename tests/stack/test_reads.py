@@ -22,7 +22,7 @@ Start = Callable[..., Role]
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment()}
 
 

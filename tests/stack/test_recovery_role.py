@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import pytest
 
 from schemas.headers import headers_for
 from schemas.ids import derive_id
+from schemas.records import Command
 from schemas.records.events import (
     CommandAcknowledged,
     ErrorClassified,
@@ -27,6 +29,12 @@ from .kit import Role, Topics, build, failing, wait_for
 Start = Callable[..., Role]
 PROTOCOLS = ("classic", "consumer")
 CRASH_POINTS = ("after_poll", "after_fold", "after_append", "after_flush", "after_commit")
+Tried = TypeVar("Tried", RecoveryDecided, Command)
+
+
+def first_tries(found: Iterable[Tried]) -> list[Tried]:
+    """Nobody answers here: on a slow machine a second try has begun meanwhile, as it should."""
+    return [record for record in found if record.attempt_number == 1]
 
 
 def test_an_error_is_answered_with_one_command_in_the_same_trace(topics: Topics, start: Start) -> None:
@@ -38,7 +46,7 @@ def test_an_error_is_answered_with_one_command_in_the_same_trace(topics: Topics,
     topics.put(*before)
     topics.put(error, headers=headers_for(error, parent=trace))
     command = wait_for("a command", lambda: topics.commands({workflow_id}))[0]
-    decided = topics.events(RecoveryDecided, {workflow_id})
+    decided = first_tries(topics.events(RecoveryDecided, {workflow_id}))
     assert [d.command_id for d in decided] == [command.command_id]
     assert len(topics.events(ErrorClassified, {workflow_id})) == 1
     for topic in (EVENTS, COMMANDS):
@@ -63,23 +71,24 @@ def test_a_passed_deadline_is_answered_and_not_before(topics: Topics, start: Sta
 @pytest.mark.parametrize("point", CRASH_POINTS)
 def test_killed_at_any_point_it_decides_once(topics: Topics, start: Start, point: str) -> None:
     """FAULTS.md row 1: die at the named point, twice in different batches, then go on."""
-    ids = {str(uuid.uuid4()) for _ in range(6)}
+    ids: set[str] = set()
     for nth in (1, 4):
         role = start("recovery", crash_at=f"{point}:{nth}")
         wait_for("partitions", lambda role=role: "partitions assigned" in role.log_file.read_text() or None)
-        for workflow_id in sorted(ids)[:3] if nth == 1 else sorted(ids)[3:]:
+        while role.process.poll() is None:
+            workflow_id = str(uuid.uuid4())
+            ids.add(workflow_id)
             topics.put(*failing(workflow_id))
             time.sleep(0.02)
-        assert role.process.wait(40) == -signal.SIGKILL
+        assert role.process.returncode == -signal.SIGKILL
     role = start()
     role.wait_log("partitions assigned")
     wait_for("all commands", lambda: {c.workflow_id for c in topics.commands(ids)} == ids)
-    # Nobody answers here: on a slow machine a second try has begun meanwhile, as it should.
-    decided = [d for d in topics.events(RecoveryDecided, ids) if d.attempt_number == 1]
+    decided = first_tries(topics.events(RecoveryDecided, ids))
     assert {d.workflow_id for d in decided} == ids
     # Copies may be in the log; what they say is one thing.
     assert len({d.event_id for d in decided}) == len(ids) == len({d.command_id for d in decided})
-    assert {c.command_id for c in topics.commands(ids) if c.attempt_number == 1} == {d.command_id for d in decided}
+    assert {c.command_id for c in first_tries(topics.commands(ids))} == {d.command_id for d in decided}
     assert role.stop() == 0
 
 
@@ -92,7 +101,7 @@ def test_a_killed_member_is_replaced(topics: Topics, start: Start) -> None:
     for workflow_id in ids:
         topics.put(*failing(workflow_id))
     wait_for("all commands", lambda: {c.workflow_id for c in topics.commands(ids)} == ids)
-    assert len({c.command_id for c in topics.commands(ids)}) == len(ids)
+    assert len({c.command_id for c in first_tries(topics.commands(ids))}) == len(ids)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -114,9 +123,9 @@ def test_members_come_and_go_without_loss(topics: Topics, start: Start, protocol
     assert first.stop() == 0
     more(10)
     wait_for("all commands", lambda: {c.workflow_id for c in topics.commands(set(ids))} == set(ids))
-    decided = topics.events(RecoveryDecided, set(ids))
+    decided = first_tries(topics.events(RecoveryDecided, set(ids)))
     assert len({d.event_id for d in decided}) == len(ids)
-    assert {c.command_id for c in topics.commands(set(ids))} == {d.command_id for d in decided}
+    assert {c.command_id for c in first_tries(topics.commands(set(ids)))} == {d.command_id for d in decided}
     assert second.stop() == 0
 
 
@@ -134,7 +143,7 @@ def test_a_restart_takes_up_from_the_snapshot_without_repeating_effects(topics: 
     topics.put(error)
     wait_for("a command", lambda: topics.commands({workflow_id}))
     assert second.metric("kintsugi_events_processed_total", outcome="replayed") == 0
-    assert len(topics.commands({workflow_id})) == 1
+    assert len(first_tries(topics.commands({workflow_id}))) == 1
 
 
 def test_an_event_that_comes_twice_has_one_effect(topics: Topics, start: Start) -> None:
@@ -145,8 +154,8 @@ def test_an_event_that_comes_twice_has_one_effect(topics: Topics, start: Start) 
     topics.put(*records, *records, records[-1])
     wait_for("a command", lambda: topics.commands({workflow_id}))
     time.sleep(0.5)
-    assert len(topics.commands({workflow_id})) == 1
-    assert len(topics.events(RecoveryDecided, {workflow_id})) == 1
+    assert len(first_tries(topics.commands({workflow_id}))) == 1
+    assert len(first_tries(topics.events(RecoveryDecided, {workflow_id}))) == 1
 
 
 def test_strange_but_readable_records_move_on(topics: Topics, start: Start) -> None:

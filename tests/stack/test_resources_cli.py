@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -25,20 +23,21 @@ from schemas.records.events import (
 )
 
 from .kit import Role, Topics, build, wait_for
+from .starter import command
 
 Start = Callable[..., Role]
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment()}
 
 
 @pytest.fixture
 def listed(environment: dict[str, str]) -> Callable[..., list[dict[str, Any]]]:
     def run(*arguments: str) -> list[dict[str, Any]]:
-        command = [sys.executable, "-m", "ops.cli", "resources", "list", "--output", "json", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        done = command(environment, "resources", "list", "--output", "json", *arguments)
+        assert done.returncode == 0, done.stderr
         rows: list[dict[str, Any]] = json.loads(done.stdout)
         return rows
 

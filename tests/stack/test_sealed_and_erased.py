@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from schemas.topics import AUDIT, COMMANDS, EVENTS
 
 from .kit import Role, Topics, build, wait_for
 from .stacks import own_stack
+from .starter import command
 
 #: Neither compression nor base64 of it is looked for: what is not sealed shows it in the JSON of tables, in messages,
 #: and in states too small to be compressed.
@@ -57,14 +57,7 @@ def environment(at: Addresses, tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def cli(environment: dict[str, str]) -> Cli:
     def run(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(Path(sys.executable).parent / "kintsugi"), *arguments],
-            env={**environment, **changed},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return command({**environment, **changed}, *arguments)
 
     return run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from schemas.records.events import (
 )
 
 from .kit import Role, Topics, build, failing, wait_for
+from .starter import command
 
 Start = Callable[..., Role]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -34,21 +34,14 @@ POLICY = str(Path(__file__).with_name("storm.yaml"))
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ada"}
 
 
 @pytest.fixture
 def cli(environment: dict[str, str]) -> Run:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ops.cli", "incidents", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return command(environment, "incidents", *arguments)
 
     return run
 

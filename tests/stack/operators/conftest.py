@@ -18,7 +18,7 @@ PATIENT = Path(__file__).parents[1] / "ask_at_once.yaml"
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     """Of ann, and of the roles that a test starts."""
     return {**os.environ, **own.environment(), "KINTSUGI_ACTOR": "ann"}
 
