@@ -217,6 +217,8 @@ class Coordination:
         before = _counts(desk.coordinator)
         try:
             effects = desk.coordinator.fold(record, timestamp_us)
+        except MemoryError:
+            raise  # no fault of the record: who takes over may have room
         except Exception as error:  # a defect of ours on one record must not stop all other workflows
             self._log.error("not applicable", partition=desk.partition, offset=offset, error=error)
             self._set_aside(desk, message, error, STAGE_APPLY)

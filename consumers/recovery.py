@@ -340,6 +340,8 @@ class Recovery:
         try:
             state = evolve(memory.get(record.workflow_id, record.workflow_type), event)
             effects = decide(state, event, *entry.in_force)
+        except MemoryError:
+            raise  # no fault of the record: who takes over may have room
         except Exception as error:  # a defect of ours on one record must not stop the partition's other workflows
             self._log.error("not applicable", partition=memory.partition, offset=offset, error=error)
             if live:

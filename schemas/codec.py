@@ -170,6 +170,8 @@ class Codec:
             complete = buffer.tell() == len(data)
             if complete and writer.build is not None:
                 return writer.build(value)
+        except MemoryError:
+            raise  # no fault of the record: who reads it next may have room
         except Exception as error:  # whatever a damaged body makes the decoder raise, the record is unreadable
             raise DecodeError("malformed", f"{writer.name}: {type(error).__name__}: {error}"[:500]) from error
         if not complete:

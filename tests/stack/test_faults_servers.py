@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -27,15 +28,17 @@ from projections import store as storing
 from projections.migrate import migrate
 from projections.store import Store
 from schemas.errors import RetriableError
-from schemas.topics import EVENTS
+from schemas.topics import DEAD_LETTERS, EVENTS
 
 from .database import own_database
 from .kit import Role, Topics, failing, wait_for
 from .rig import STATE_BYTES, Rig, all_came, first_commands, heavy, proof, put, repaired, rig
 from .servers import WAL_SEGMENT_BYTES, Disk, Postgres, folder, may_mount
-from .test_projector_role import query, status_of
+from .test_projector_role import healthy, query, status_of
 
 DISK_BYTES = 128 * 1024 * 1024
+#: Less than a batch of checkpoints takes.
+MEMORY_LEFT_BYTES = 8 * 1024 * 1024
 #: Files that may not grow, as with a quota; and where mounting is allowed a disk that is full.
 WAYS = ("file_size", "disk") if may_mount() else ("file_size",)
 
@@ -64,6 +67,12 @@ def recovery(servers: Rig) -> Role:
 @pytest.fixture
 def projector(servers: Rig) -> Role:
     return servers.running("projector")
+
+
+def limit_memory(role: Role, more_bytes: int) -> None:
+    """From now on the kernel gives a process so much more, and no further."""
+    limit = psutil.Process(role.process.pid).memory_info().data + more_bytes
+    subprocess.run(["prlimit", f"--pid={role.process.pid}", f"--data={limit}"], check=True)
 
 
 def has_more_threads(process: psutil.Process, than: int) -> bool:
@@ -320,3 +329,27 @@ def test_positions_moved_by_an_operator_repeat_nothing_and_what_is_passed_over_i
     wait_for("a command", lambda: topics.commands({missed}))
     all_came(servers.at, topics, [], missed)
     assert first_commands(topics, again) == 1
+
+
+@pytest.mark.parametrize("name", ["recovery", "projector"])
+def test_out_of_memory_a_process_ends_and_sets_nothing_aside(servers: Rig, topics: Topics, name: str) -> None:
+    """Row 23: what the next one reads again was nobody's fault."""
+    for other in ("recovery", "projector"):
+        servers.running(other)
+    role = servers.running(name)
+    servers.broker.freeze()  # nothing is read meanwhile
+    limit_memory(role, MEMORY_LEFT_BYTES)
+    servers.broker.thaw()
+    ids: list[str] = []
+
+    def ended() -> bool:
+        ids.append(str(uuid.uuid4()))
+        topics.put(*healthy(ids[-1], ballast=random.randbytes(STATE_BYTES * 2).hex()))
+        assert len(ids) * STATE_BYTES * 4 < DISK_BYTES // 4, "it takes no memory"
+        return role.process.poll() is not None
+
+    wait_for("it ends", ended)
+    assert role.process.returncode != 0, "nobody told it to stop"
+    servers.running(name)
+    all_came(servers.at, topics, ids, repaired(topics))
+    assert topics.read(DEAD_LETTERS) == []

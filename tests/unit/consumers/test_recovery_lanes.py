@@ -196,3 +196,17 @@ def test_a_partition_that_cannot_go_on_is_begun_anew_and_nothing_of_it_is_left(l
     assert (log.role.backlog, len(log.box.ends)) == (0, ends)
     log.box.refuses = False
     assert log.role.assigned(LogRange(partition=0, low=0, high=log.offset, committed=ends)) == 0
+
+
+def test_without_memory_no_record_is_set_aside(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends, and who takes over may have room. FAULTS.md row 23."""
+
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(recovery, "evolve", no_memory)
+    records = log.failing("TIMEOUT")
+    log.put(*records)
+    with pytest.raises(MemoryError):
+        log.work()
+    assert not log.box.sent

@@ -414,3 +414,15 @@ def test_any_text_for_a_schema_is_a_decode_error_or_a_schema(schema: Any, body: 
     found = outcome(reader, framed(ids.add(json.dumps(schema)), body))
     assert isinstance(found, Unknown) or found in ("bad_schema", "unsafe_schema", "malformed", "trailing_bytes")
     assert reader.decode(WITH_ID) == step_started()
+
+
+def test_without_memory_a_record_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be set aside, and it is nobody's fault. FAULTS.md row 23."""
+    data = PLAIN.encode(step_started())
+
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(codec, "schemaless_reader", no_memory)
+    with pytest.raises(MemoryError):
+        PLAIN.decode(data)
