@@ -3,101 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pytest
 
-from consumers.history import History
-from consumers.log_reader import Ranges
-from consumers.policies import Applied
-from engine.inspection import Inspector
-from engine.testing import Service, World
-from ops.hidden import Hidden
-from ops.replay import Plan, Replay
-from ops.replay_inject import parse_all
+from ops.replay import Plan
+from ops.replay_commands import Window
 from ops.replay_range import Range, ReplayError
-from ops.replay_shown import Shown
 from ops.replaying import Request
 from schemas.archive_format import Gap
-from schemas.codec import Codec
 from schemas.log_record import LogRecord
 from schemas.records.events import WorkflowErrorOccurred
 
-from ..engine.test_properties import POLICY, STEPS
+from . import replay_kit
+from .replay_kit import recorded, repaired
 
-
-def worked() -> World:
-    """Three workflows, each of which fails once and is repaired."""
-    world = World(POLICY)
-    for _ in range(3):
-        service = Service(world, STEPS)
-        service.start("a")
-        service.fail("a", "TIMEOUT")
-        command = world.commands[-1]
-        service.acknowledge(command)
-        service.start("a", command)
-        service.complete("a", command)
-        service.acknowledge(command, "succeeded")
-        world.advance(20_000)
-    return world
-
-
-def recorded(world: World) -> list[LogRecord]:
-    codec = Codec()
-    return [
-        LogRecord(0, e.offset, e.timestamp_us // 1000, 2, e.record.workflow_id.encode(), codec.encode(e.record), ())
-        for e in world.log
-    ]
-
-
-WORLD = worked()
+WORLD = repaired(3)
 LOG = recorded(WORLD)
 FIRST, *_, LAST = (n for n, e in enumerate(WORLD.log) if isinstance(e.record, WorkflowErrorOccurred))
 
 
-class Past:
-    """A history of one partition in which some offsets are gone."""
-
-    def __init__(self, log: list[LogRecord], gap: Gap | None = None) -> None:
-        self.log = log
-        self.gap = gap
-
-    def read(self, ranges: Ranges, *, on_gap: Callable[[Gap], None] | None = None) -> Iterator[LogRecord]:
-        for start, end in ranges.values():
-            gap = self.gap
-            if gap is not None and gap.first < end and start < gap.next:
-                assert on_gap is not None
-                on_gap(gap)
-            for record in self.log[start:end]:
-                if gap is None or not gap.first <= record.offset < gap.next:
-                    yield record
-
-
 def replayed(
-    range_: Range | None = None,
-    *specs: str,
-    log: list[LogRecord] | None = None,
-    gap: Gap | None = None,
-    steps: list[dict[str, Any]] | None = None,
-    **options: Any,
+    range_: Range | None = None, *specs: str, log: list[LogRecord] | None = None, **options: Any
 ) -> dict[str, Any]:
-    log = LOG if log is None else log
-    range_ = range_ or Range(partition=0, first=0, start=0, end=len(log))
-    plan = Plan(ranges=(range_,), **{"facts": "own" if specs else "recorded", "injections": specs, **options})
-    return Replay(
-        plan,
-        parse_all(specs),
-        history=cast(History, Past(log, gap)),
-        codec=Codec(),
-        applied=Applied([]),
-        ran_with=POLICY,
-        policy=None,
-        inspector=Inspector(),
-        shown=Shown(Hidden({}), (), 10_000),
-        look=None if steps is None else steps.append,
-    ).run(lambda *_: None)
+    return replay_kit.replayed(LOG if log is None else log, range_, *specs, **options)
 
 
 def rows(document: dict[str, Any], table: str) -> tuple[int, int]:
@@ -218,6 +148,7 @@ def test_a_request_reaches_the_process_as_it_was_made() -> None:
     gap = Gap(partition=0, first=2, next=4, reason="lost")
     range_ = Range(partition=0, first=0, start=2, end=9, gap_end=4)
     plan = Plan(ranges=(range_,), facts="own", injections=("drop@0:5",), seed=-3, missing=(gap,), accept_gap=True)
-    request = Request(plan=plan, form="html", step=True, interactive=False)
+    commands = Window(ranges=((0, 3, 9),), whole_from_us=5, now_us=7, cut=True)
+    request = Request(plan=plan, commands=commands, form="html", step=True, interactive=False)
     assert Request.loaded(request.dumped()) == request
     assert json.loads(json.dumps(plan.document()))["ranges"][0]["gap_end"] == 4

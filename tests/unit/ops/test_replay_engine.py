@@ -14,6 +14,7 @@ from ops.replay_inject import Injection, parse
 from schemas.records.events import RecoveryDecided, WorkflowErrorOccurred
 
 from ..engine.test_properties import POLICY, STEPS, moves, play
+from .replay_kit import repaired
 
 
 def replayed(
@@ -27,21 +28,6 @@ def replayed(
         engine.event(event)
     engine.finish()
     return engine
-
-
-def failing() -> World:
-    world = World(POLICY)
-    service = Service(world, STEPS)
-    service.start("a")
-    service.fail("a", "TIMEOUT")
-    command = world.commands[-1]
-    service.acknowledge(command)
-    service.start("a", command)
-    service.complete("a", command)
-    service.acknowledge(command, "succeeded")
-    world.advance(20_000)
-    service.start("b")
-    return world
 
 
 @settings(max_examples=80, deadline=None)
@@ -73,7 +59,7 @@ def test_a_range_behind_the_beginning_is_judged_by_what_lies_before_it(made: lis
 
 
 def test_a_decision_that_was_written_otherwise_is_shown_with_both_sides() -> None:
-    world = failing()
+    world = repaired()
     at = next(n for n, e in enumerate(world.log) if isinstance(e.record, RecoveryDecided))
     world.log[at] = replace(world.log[at], record=replace(world.log[at].record, strategy="rollback"))  # type: ignore[call-arg]
     engine = replayed(world.log)
@@ -82,7 +68,7 @@ def test_a_decision_that_was_written_otherwise_is_shown_with_both_sides() -> Non
 
 
 def test_a_fact_that_is_gone_and_one_that_nothing_causes_are_found() -> None:
-    world = failing()
+    world = repaired()
     world.advance(60_000)
     Service(world, STEPS).start("c")
     without = [e for e in world.log if not isinstance(e.record, WorkflowErrorOccurred)]
@@ -92,7 +78,7 @@ def test_a_fact_that_is_gone_and_one_that_nothing_causes_are_found() -> None:
 
 
 def test_a_command_that_fails_is_followed_by_the_next_rung() -> None:
-    world = failing()
+    world = repaired()
     injected = parse(f"fail@{world.commands[0].command_id},detail=away")
     engine = replayed(world.log, own=True, injections=[injected])
     assert injected.applied == 1
@@ -103,7 +89,7 @@ def test_a_command_that_fails_is_followed_by_the_next_rung() -> None:
 
 
 def test_an_engine_that_dies_comes_back_with_the_same_states_and_asks_for_the_same() -> None:
-    world = failing()
+    world = repaired()
     at = next(n for n, e in enumerate(world.log) if isinstance(e.record, WorkflowErrorOccurred))
     engine = replayed(world.log, injections=[parse(f"kill@0:{at}")])
     [kill] = engine.kills

@@ -9,7 +9,7 @@ import pytest
 
 from consumers.history import History
 from consumers.log_reader import LogReader, Ranges
-from ops.replay_range import Range, ReplayError, Resolver, check_topic, parse_place
+from ops.replay_range import Oldest, Range, ReplayError, Resolver, check_topic, parse_place
 from schemas.archive import Archive
 from schemas.archive_format import FileBuilder, Gap
 from schemas.log_record import LogRecord, encode
@@ -224,3 +224,28 @@ def test_a_time_is_found_in_the_archive_also_between_its_holes(lost: tuple[int, 
         gone = lost is not None and lost[0] <= second < lost[1]
         assert found[0].start == (lost[1] if gone and lost else second)
         assert bool(gaps) is (lost is not None and second < lost[0])
+
+
+def within(*, seconds: int, refuse: bool, starts: tuple[str, ...] = (), log: Log | None = None) -> Resolver:
+    """A resolver that was asked for what is no older than so many seconds after the first record."""
+    resolver = Resolver(History(log or Log((0, 100), (0, 100)), TOPIC, None), None)
+    oldest = Oldest.of(30, BEGIN_MS + seconds * 1000 + 30 * 86_400_000, refuse=refuse)
+    places = [parse_place(text) for text in starts]
+    found, _ = resolver.ranges(places, [], cold=False, accept_gap=False, oldest=oldest)
+    assert all(resolver.shortened.get(r.partition, r.start) == r.start for r in found)
+    return resolver
+
+
+def test_without_a_beginning_a_range_begins_no_earlier_than_is_allowed_and_with_one_it_is_refused() -> None:
+    assert within(seconds=40, refuse=False).shortened == {0: 40, 1: 40}
+    assert within(seconds=0, refuse=False).shortened == {}
+    assert within(seconds=40, refuse=True, starts=("0:40",)).shortened == {}
+    with pytest.raises(ReplayError, match="before 40 are older than the 30 days") as refused:
+        within(seconds=40, refuse=True, starts=("0:39",))
+    assert refused.value.reason == "too_old"
+
+
+def test_a_log_that_is_too_old_altogether_says_so() -> None:
+    with pytest.raises(ReplayError) as refused:
+        within(seconds=1_000, refuse=False)
+    assert refused.value.reason == "too_old"

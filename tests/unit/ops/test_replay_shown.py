@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from hashlib import sha256
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -17,6 +20,8 @@ from ops.replay_html import html
 from ops.replay_shown import TEXT_CHARS_MAX, Shown, cut, engine_state
 from schemas.canonical import canonical_bytes, digest_of
 from schemas.records.events import StatePersisted, WorkflowErrorOccurred
+
+from .replay_kit import recorded, repaired, replayed
 
 W = "6b696e74-7375-4769-8000-000000000001"
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>'\"&\x1b[2J\x00\u202e"
@@ -160,6 +165,20 @@ def test_what_a_service_wrote_is_text_in_the_page() -> None:
     assert text.count('<tr class="wrong">') == 1 and text.count('<tr class="same">') == 1
     assert "default-src &#x27;none&#x27;" in text and "unsafe" not in text
     assert "\u202e" not in text, "text that is turned around reads as another"
+
+
+def test_the_page_shows_ranges_decisions_with_their_evidence_and_states_on_both_sides() -> None:
+    steps: list[dict[str, Any]] = []
+    document = {**replayed(recorded(repaired()), steps=steps, commands=[]), "steps": steps}
+    text = html(document)
+    assert html(document) == text, "the same document gives the same page"
+    page, [decision] = Page(text), document["decisions"]
+    assert decision["evidence"] and decision["rule"]
+    said = ("Ranges", "evidence", decision["rule"], "engine's state before", "engine's state after", "not_recorded")
+    assert [text for text in (*said, *decision["evidence"]) if text not in page.text] == []
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert b64encode(sha256(style.encode()).digest()).decode() in unescape(text), "no style but this one is allowed"
+    assert "src=" not in text and "href" not in text and "<script" not in text
 
 
 def test_every_form_holds_the_same_document() -> None:
