@@ -141,19 +141,20 @@ WHERE n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND g.grantee <> c.
 
 -- name: looking
 -- What else depends on live tables, and would stay with these when others take their place.
-SELECT DISTINCT 'view', v.oid::regclass::text, v.relkind = 'm'
+SELECT DISTINCT 'view', format('%%s.%%I', v.relnamespace::regnamespace, v.relname), v.relkind = 'm'
 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class
 JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
   AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s) AND v.oid <> c.oid
 UNION ALL
-SELECT DISTINCT 'function', p.oid::regprocedure::text, false
+SELECT DISTINCT 'function', format('%%s.%%I(%%s)', p.pronamespace::regnamespace, p.proname,
+                                   pg_get_function_identity_arguments(p.oid)), false
 FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
 JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass
   AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s)
 UNION ALL
-SELECT 'key', format('%%s of %%s', con.conname, con.conrelid::regclass), false
+SELECT 'key', format('%%I of %%s.%%I', con.conname, own.relnamespace::regnamespace, own.relname), false
 FROM pg_constraint con JOIN pg_class c ON c.oid = con.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_class own ON own.oid = con.conrelid
 WHERE con.contype = 'f' AND n.nspname = 'kintsugi' AND c.relname = ANY(%(tables)s)

@@ -43,7 +43,7 @@ def killed_promotion(point: str, at: Addresses, name: str) -> None:
 def _killed(point: str, what: str, at: Addresses, which: object) -> None:
     process = _context.Process(target=_work, args=(point, what, at, which))
     process.start()
-    process.join(120)
+    process.join(300)
     try:
         assert process.exitcode == -signal.SIGKILL, (point, process.exitcode)
     finally:
