@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .diff import diff, path_text
@@ -38,6 +38,15 @@ def step_lines(step: dict[str, Any]) -> Iterator[str]:
     for found in step["effects"]:
         said = ", ".join(f"{k} {v}" for k, v in found.items() if k not in ("does", "record", "event_id"))
         yield printable(f"  would {found['does']} {found['record']} {said}")
+
+
+def difference_rows(differences: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Differences for a terminal: a row for each field; one where a side is missing altogether."""
+    for found in differences:
+        start = {name: found[name] for name in ("verdict", "place", "record", "workflow_id")}
+        fields = found["fields"] or {None: {"recorded": None, "now": None}}
+        for name, sides in fields.items():
+            yield {**start, "field": name, **{side: _short(value) for side, value in sides.items()}}
 
 
 def _json(value: Any, *, newline: bool = False) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops.commands import replay_sessions
-from ops.commands.replay_sessions import RefusedError
+from ops.commands.replay_sessions import FILE, RefusedError
 from ops.output import ID, MISMATCH, say, show
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ops.replay_kept import Kept
     from ops.replaying import Request
     from ops.stack import Addresses
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[list | show | drop] ...")
@@ -29,8 +27,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--workflow", type=ID, help="Only this workflow; without --from from its beginning on.")
 @click.option("--cold", is_flag=True, help="Begin with no state, not with what lies before the range.")
 @click.option("--facts", type=click.Choice(["recorded", "own"]), help="Whose decisions are folded; see docs/replay.md.")
-@click.option("--policy", type=_FILE, help="What would this policy have decided?")
-@click.option("--ran-with", type=_FILE, help="The policy that ran, where none was applied.")
+@click.option("--policy", type=FILE, help="What would this policy have decided?")
+@click.option("--ran-with", type=FILE, help="The policy that ran, where none was applied.")
 @click.option("--inject", "injected", multiple=True, metavar="SPEC", help="Such as drop@0:1210; may be repeated.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn, such as a corrupt bit.")
 @click.option("--step", is_flag=True, help="Event by event, with the state before and after each.")
@@ -196,21 +194,18 @@ def _replayed(at: Addresses, request: Request, kept: Kept | None, session_id: st
 
 
 def _show(document: dict[str, Any]) -> None:
-    from ops.replay_export import step_lines
+    from ops.replay_export import difference_rows, step_lines
 
     for step in document.get("steps", ()):
         for line in step_lines(step):
             click.echo(line)
     decided = ("place", "at", "workflow_id", "attempt", "error_type", "strategy", "command", "verdict")
     show(document["decisions"], "table", columns=decided, empty="no repair was decided in this range")
-    differing = ("verdict", "place", "record", "workflow_id", "fields")
-    if document["differences"]:
-        click.echo("\nDifferences")
-        show(document["differences"], "table", columns=differing)
+    for title, name in (("Differences", "differences"), ("Commands that differ", "command_differences")):
+        if document[name]:
+            click.echo(f"\n{title}")
+            show(list(difference_rows(document[name])), "table")
     tables = [row for row in document["tables"] if row["rows"] or row["changes"]]
-    if document["command_differences"]:
-        click.echo("\nCommands that differ")
-        show(document["command_differences"], "table", columns=differing)
     if tables:
         click.echo("\nTables")
         show(tables, "table")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +25,7 @@ from ops.output import (
 if TYPE_CHECKING:
     from ops.replay_range import ReplayError
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CODES = {
     "spec": USAGE,
     "inject": USAGE,
@@ -73,12 +75,14 @@ def list_(limit: int, output: str) -> None:
 
 @click.command("show")
 @click.argument("session", type=ID)
-def show_(session: str) -> None:
+@click.option("--ran-with", type=FILE, help="The policy that says where, where none was applied.")
+def show_(session: str, ran_with: Path | None) -> None:
     """Write the document that a session kept to stdout, as it was. Exit 6 when it was changed since."""
     from consumers.log_reader import LogReader
     from ops.replay_kept import Kept
     from ops.replay_plan import in_force
     from ops.replay_session import session as of
+    from ops.reveal import policy_of
     from ops.stack import addresses
 
     at = addresses()
@@ -86,7 +90,7 @@ def show_(session: str) -> None:
     if row is None or not row["kept"]:
         raise NotFoundError(f"no document of session {session} was kept; kintsugi replay list")
     with LogReader(at.kafka) as log:
-        policy = in_force(log, None, say)
+        policy = in_force(log, policy_of(ran_with), say)
     sys.stdout.buffer.write(Kept(policy.replay_mode.storage, at.objects).get(session, row["sha256"]))
     sys.stdout.buffer.flush()
 

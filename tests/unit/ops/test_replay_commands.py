@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ops.replay_commands import Window
+from ops.replay_export import difference_rows
 from ops.replay_range import Range
 from schemas.ids import derive_id
 from schemas.records import Command
@@ -40,6 +41,15 @@ def test_a_command_that_says_something_else_is_shown_with_both_sides() -> None:
     [found] = document["command_differences"]
     assert (found["record"], found["event_id"]) == ("RetryStep", other.event_id)
     assert found["fields"] == {"expires_at": {"recorded": other.expires_at, "now": SENT[1].expires_at}}
+
+
+def test_on_a_terminal_a_difference_is_a_row_for_each_field() -> None:
+    changed = replace(SENT[0], expires_at=1, actor="x" * 1_000)
+    [first, second] = difference_rows(compared([changed, *SENT[1:]])["command_differences"])
+    assert (first["field"], second["field"], second["recorded"]) == ("actor", "expires_at", "1")
+    assert len(first["recorded"]) < 250 and first["now"] == '"engine"'
+    [missing, *_] = difference_rows(compared(SENT[1:])["command_differences"])
+    assert missing["verdict"] == "not_recorded" and missing["field"] is None
 
 
 def test_other_words_are_no_other_command() -> None:
