@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from engine.policy import default_policy
 from engine.policy.model import ReplayMode
-from ops import replay_kept, replay_plan
+from ops import replay_kept, replay_plan, replay_scratch, replay_session
+from ops.commands import replay as replay_command
 from ops.commands.replay import replay
 from ops.output import NotFoundError
+from ops.replay import Plan
 from ops.replay_kept import ChangedError, Kept
 from ops.replay_plan import Asked, planned
+from ops.replay_range import Range
+from ops.replaying import Request
 from ops.reveal import DeniedError
 from ops.stack import Addresses
 from schemas.errors import ConfigError, FatalError
@@ -45,6 +51,37 @@ def test_a_document_is_kept_as_it_was_and_shown_only_as_that(tmp_path: Path) -> 
         with pytest.raises(NotFoundError):
             kept.get(SESSION.replace("1", "2"), digest)
     assert (tmp_path / "replays" / SESSION).exists() and (tmp_path / "own" / SESSION).exists()
+
+
+class Ended:
+    """A session of which only the end is kept."""
+
+    status = ""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def finish(self, status: str, results: dict[str, Any]) -> None:
+        Ended.status = status
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "done"), [(0, "completed", ["create", "finish"]), (75, "failed", ["create", "drop"])]
+)
+def test_a_scratch_schema_stays_only_when_its_replay_came_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, code: int, status: str, done: list[str]
+) -> None:
+    calls: list[str] = []
+    for name in ("create", "finish", "drop"):
+        monkeypatch.setattr(replay_scratch, name, lambda *_, name=name, **__: calls.append(name))
+    monkeypatch.setattr(replay_session, "Session", Ended)
+    ended = subprocess.CompletedProcess[bytes]([], code, b"{}")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    plan = Plan(ranges=(Range(partition=0, first=0, start=0, end=1),), facts="recorded", into="kintsugi_replay_x")
+    request = Request(plan=plan, form="json", step=False, interactive=False)
+    with nullcontext() if code == 0 else pytest.raises(click.exceptions.Exit):
+        assert replay_command._replayed(AT, request, None, SESSION, replace=False) == b"{}"
+    assert (calls, Ended.status) == (done, status)
 
 
 def test_a_storage_that_is_none_is_named_by_its_key() -> None:
