@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
@@ -44,6 +43,7 @@ from .loop import BATCH_RECORDS_MAX, Loop
 from .notifier.channels import Channel
 from .notifier.role import Notifier
 from .outbox import Outbox
+from .pauses import short_pauses
 from .policies import PolicyLog
 from .projector import BATCH_RECORDS_MAX as PROJECTED_MAX
 from .projector import Projection, Projector
@@ -54,8 +54,6 @@ from .snapshots import Snapshots
 _METADATA_TIMEOUT_S = 15.0
 #: Exit code when the loop does not end within its deadline after a stop.
 _EXIT_STUCK = 1
-#: Middle collections after which the old generation is collected too.
-_NEVER = 2**31 - 1
 
 
 class Runs(Protocol):
@@ -177,7 +175,7 @@ def run(role: str, settings: RoleSettings, build: Callable[[ExitStack], Runs]) -
     log = telemetry.log()
     with ExitStack() as stack:
         loop = build(stack)
-        with _signals(loop, settings.stop_timeout_s), _short_pauses():
+        with _signals(loop, settings.stop_timeout_s), short_pauses():
             log.info("started", metrics=f"http://{settings.metrics_host}:{port}/metrics", group=settings.group)
             try:
                 loop.run()
@@ -249,23 +247,6 @@ def _session_timeout_ms(servers: str) -> int:
     except (KafkaException, KeyError, ValueError, TypeError, StopIteration):
         return SESSION_TIMEOUT_MS  # not allowed to ask
     return max(least, SESSION_TIMEOUT_MS_WANTED)
-
-
-@contextmanager
-def _short_pauses() -> Iterator[None]:
-    """Keep Python's collector from looking through all states: with 30,000 workflows that takes 0.3 s at a time.
-
-    States form no cycles and are freed as soon as they are dropped; what does form cycles dies young.
-    """
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(before[0], before[1], _NEVER)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import psycopg
 from consumers.crash import crash_point
 from consumers.history import ranges_of
 from consumers.log_reader import LogReader
+from consumers.pauses import short_pauses
 from projections import filling
 from projections import generations as g
 from projections.catalog import TABLES, chosen
@@ -33,6 +34,7 @@ from schemas.registry import Registry
 from schemas.topics import EVENTS
 
 from .archive import history_of
+from .behind import Behind
 from .catching_up import Progress, catch_up, events_of, positions
 from .comparing import compare, need_same_columns
 from .patience import Tell, patiently, silent
@@ -240,9 +242,12 @@ def _fill(
 
 def _partitions(at: Addresses, one: g.Generation, ranges: Iterable[tuple[int, int, int]]) -> tuple[int, int]:
     """Fill in partitions, one after the other, part by part; events read and rows written."""
-    events = rows = 0
+    events = 0
     with ExitStack() as stack:
+        stack.enter_context(short_pauses())  # nothing of a part is in a cycle, and there is much of it
         connection = stack.enter_context(g.connected(at.postgres))
+        writing = stack.enter_context(g.connected(at.postgres))
+        written = stack.enter_context(Behind[int]())  # Postgres works while the next part is read and folded
         codec = Codec(stack.enter_context(Registry(at.registry)))
         history = history_of(at, stack.enter_context(LogReader(at.kafka)))
         for partition, first, end in ranges:
@@ -254,16 +259,18 @@ def _partitions(at: Addresses, one: g.Generation, ranges: Iterable[tuple[int, in
                 for record in history.read({partition: (first, end)}):
                     spool.add(record)
                 for buckets, records in spool.parts():
-                    found = list(events_of(codec, records, without))
-                    rows += _write(connection, one, filling.fold_part(found, hidden, one.holds), partition, buckets)
-                    events += len(found)
-                    crash_point("rebuild_part")
-    return events, rows
+                    found = events_of(codec, records, without)  # taken one by one: never all of them in memory
+                    folded = filling.fold_part(found, hidden, one.holds)
+                    written.put(partial(_write, writing, one, folded, partition, buckets))
+                    events += folded.events
+        return events, sum(written.end())
 
 
 def _write(connection: g.Connection, one: g.Generation, folded: Folded, partition: int, buckets: Sequence[int]) -> int:
     try:
-        return filling.write_part(connection, one.name, folded, partition, buckets, one.holds)
+        count = filling.write_part(connection, one.name, folded, partition, buckets, one.holds)
+        crash_point("rebuild_part")
+        return count
     except psycopg.errors.UniqueViolation:
         return 0  # another process, cut off from the one that began it, was faster
     except (psycopg.errors.DataError, psycopg.errors.IntegrityError) as error:

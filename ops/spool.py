@@ -16,12 +16,12 @@ from zlib import crc32
 from schemas.errors import DiskFullError
 from schemas.log_record import LogRecord
 
-#: Buckets of one partition: a partition of 8 GB is folded in parts of 32 MB.
+#: Buckets of one partition: a partition of 2 GB is folded in parts of 8 MB, one of 8 GB in parts of 32 MB.
 BUCKETS = 256
 #: Keys and values in memory before they go to the file.
 MEMORY_BYTES_MAX = 128 * 1024 * 1024
-#: Keys and values of one part: some 300 MB as rows in memory.
-PART_BYTES_MAX = 32 * 1024 * 1024
+#: Keys and values of one part: some 75 MB as rows in memory, where one is written while the next one is folded.
+PART_BYTES_MAX = 8 * 1024 * 1024
 #: Python's own share of a record in memory.
 _RECORD_BYTES = 300
 

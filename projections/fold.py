@@ -55,6 +55,8 @@ class Folded:
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self.rows: Rows = {table.name: {} for table in tables}
+        #: How many were folded.
+        self.events = 0
         #: References (table, key, column) that pointed to nothing when their row was made or changed: Postgres may
         #: have left them empty.
         self.loose: set[tuple[str, str, int]] = set()
@@ -71,6 +73,7 @@ class Folded:
 
     def add(self, event: Delivered, *, passing_over: Iterable[str] = ()) -> Rows:
         """Fold an event; the rows it changed. Tables named in `passing_over` are left as they are."""
+        self.events += 1
         changed: Rows = {}
         for name, touch in self._plan.get(type(event.record), ()):  # as `fold`, for one event alone
             key = touch.key(event)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 
-from consumers.roles import _short_pauses
+from consumers.pauses import short_pauses
 
 
 def test_growing_memory_starts_no_full_collection_and_what_forms_cycles_still_goes() -> None:
     before = gc.get_threshold()
-    with _short_pauses():
+    with short_pauses():
         full = gc.get_stats()[2]["collections"]
         young = gc.get_stats()[0]["collected"] + gc.get_stats()[1]["collected"]
         kept: list[list[object]] = []
