@@ -22,7 +22,7 @@ from engine.events import Delivered
 from . import statements
 from .catalog import TABLES
 from .kit import Table
-from .wire import KINDS, array
+from .wire import KINDS, Array, array
 
 #: Fewer rows go in sooner by one statement than by COPY, which asks the server twice more.
 COPY_ROWS_MIN = 16
@@ -36,6 +36,8 @@ _NULL = "\\N"
 
 #: A row, the table it goes into, and the key of the row that the same event made in the table's twin, if it did.
 _Made = tuple[Table, Sequence[Any], str | None]
+#: A statement and its parameters.
+_Insert = tuple[LiteralString, dict[str, Array]]
 
 
 @lru_cache(maxsize=64)  # rows of one batch are of few seconds
@@ -101,7 +103,7 @@ _line = _liner(_FIRST)
 
 def insert(connection: Connection, events: Iterable[Delivered]) -> None:
     """Write the rows that these events make, by one statement for each table."""
-    _insert(connection, [(table, row, None) for table, row, _ in _made(events)])
+    _execute(connection, _inserts((table, row, None) for table, row, _ in _made(events)))
 
 
 def copy(connection: Connection, events: Sequence[Delivered], meanwhile: Callable[[], None]) -> None:
@@ -125,8 +127,9 @@ def copy(connection: Connection, events: Sequence[Delivered], meanwhile: Callabl
                 target.write("".join(ready))
                 ready.clear()
         target.write("".join(ready))
+        inserts = list(_inserts(others))  # likewise meanwhile
         meanwhile()
-    _insert(connection, others)
+    _execute(connection, inserts)
 
 
 def parts(events: Sequence[Delivered]) -> list[Sequence[Delivered]]:
@@ -172,7 +175,14 @@ def _keys_made(event: Delivered) -> Iterator[tuple[str, str]]:
             yield table.name, key
 
 
-def _insert(connection: Connection, made: Iterable[_Made]) -> None:
+def _execute(connection: Connection, inserts: Iterable[_Insert]) -> None:
+    with connection.pipeline():  # one answer for all statements
+        for statement, parameters in inserts:
+            connection.execute(statement, parameters)
+
+
+def _inserts(made: Iterable[_Made]) -> Iterator[_Insert]:
+    """Statements for these rows, in the order of the tables."""
     rows: dict[str, list[Sequence[Any]]] = {}
     twins: dict[str, list[tuple[Sequence[Any], str]]] = {}
     for table, row, twin in made:
@@ -182,9 +192,9 @@ def _insert(connection: Connection, made: Iterable[_Made]) -> None:
             twins.setdefault(table.name, []).append((row, twin))
     for table in _ONCE:
         if table.name in rows:
-            connection.execute(_INSERT[table.name], statements.parameters(table, rows[table.name]))
+            yield _INSERT[table.name], statements.parameters(table, rows[table.name])
         if table.name in twins:
-            connection.execute(_FROM_TWIN[table.name], statements.twin_parameters(table, twins[table.name]))
+            yield _FROM_TWIN[table.name], statements.twin_parameters(table, twins[table.name])
 
 
 def _made(events: Iterable[Delivered]) -> Iterator[_Made]:
