@@ -59,7 +59,8 @@ class Comparison:
     def sees(self, event: Delivered, *, inside: bool, known: bool) -> None:
         """A record of the log. `known`: the beginning of its workflow is."""
         record = event.record
-        self._last_us = max(self._last_us, event.timestamp_us)
+        if event.timestamp_us > self._last_us:
+            self._last_us = event.timestamp_us
         if event.unreadable is not None:
             self._unreadable.add(record.event_id)
         if record.producer != PRODUCER or type(record) is TimerFired:

@@ -17,6 +17,7 @@ from engine.decide import decide
 from engine.effects import PRODUCER, Append, Coordinate, Effect
 from engine.events import Delivered
 from engine.fold import evolve
+from engine.inforce import CONTROL
 from engine.policy import Policy
 from engine.snapshot import dump, load
 from engine.state import WorkflowState
@@ -29,6 +30,7 @@ from .replay_compare import Comparison
 from .replay_inject import Injection, failure_of
 from .replay_range import ReplayError
 
+_CONTROL = frozenset(CONTROL)
 #: Facts that may follow from one record, one from another; more feed themselves.
 FACTS_PER_RECORD_MAX = 10_000
 #: Timers fired between two records of the log.
@@ -133,7 +135,9 @@ class Engine:
         if not self._own:
             record = event.record
             self.compared.sees(event, inside=True, known=self.knows(record.workflow_id))
-            self._follow(event, self._fold(event))
+            effects = self._fold(event)
+            if effects or self._kills:  # nothing follows from most records
+                self._follow(event, effects)
             return
         self._fire_until(event.timestamp_us)
         found = self._instead(event)
@@ -159,12 +163,14 @@ class Engine:
 
     def _fold(self, event: Delivered, *, inside: bool = True) -> tuple[Effect, ...]:
         memory, record = self.memory, event.record
-        memory.log_us = max(memory.log_us, event.timestamp_us)
+        if event.timestamp_us > memory.log_us:
+            memory.log_us = event.timestamp_us
         effects: tuple[Effect, ...] = ()
-        if self._fixed is not None and type(record) is PolicyChanged:
-            pass
-        elif not memory.take(event):
-            state = memory.get(record.workflow_id, record.workflow_type)
+        if type(record) in _CONTROL:
+            if self._fixed is None or type(record) is not PolicyChanged:
+                memory.take(event)
+        else:
+            state = memory.states.get(record.workflow_id) or memory.get(record.workflow_id, record.workflow_type)
             if self._own and inside and state is not None:
                 # What is put in stands at its cause's place, which has been folded already.
                 state.last_offset = min(state.last_offset, event.offset - 1)

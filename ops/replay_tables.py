@@ -34,10 +34,10 @@ class Sink(Protocol):
         """Rows of the other tables, as they are at the end."""
 
 
-def _note(table: Table, key: str, owner: str) -> Any:
+def _note(table: Table, owner: str) -> Any:
     """What is kept of a row that nobody reads again: that it is there, and whose it is."""
     values: list[Any] = [None] * len(table.columns)
-    values[0], values[table.owner] = key, owner
+    values[table.owner] = owner
     return table.row(*values)
 
 
@@ -48,16 +48,13 @@ def _noted(table: Table) -> Table:
         return table
 
     def noting(touch: Touch) -> Touch:
-        key, blank, owner = touch.key, [None] * len(table.columns), table.owner
+        before = (None,) * table.owner
+        after = (None,) * (len(table.columns) - table.owner - 1)
 
         def note(row: Any, event: Delivered) -> Any:
-            if row is not None:
-                return row
-            values: list[Any] = blank.copy()
-            values[0], values[owner] = key(event), event.record.workflow_id
-            return tuple(values)
+            return (*before, event.record.workflow_id, *after) if row is None else row
 
-        return Touch(key, note)
+        return Touch(touch.key, note)
 
     return replace(table, touches={kind: noting(touch) for kind, touch in table.touches.items()})
 
@@ -105,7 +102,7 @@ class Tables:
             once = self._once.get(name)
             if once is not None:
                 for key, row in changed.items():
-                    rows[key] = _note(once, key, row[once.owner])
+                    rows[key] = _note(once, row[once.owner])
 
     def close(self) -> None:
         """The range has ended: what is to be looked at goes where it is looked at."""
