@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -19,10 +19,10 @@ from projections.filling import copy_rows
 from projections.fold import Folded
 from schemas.codec import Unknown
 from schemas.records.events import DebugSessionFinished, DebugSessionStarted, RecoveryDecided
-from schemas.topics import COMMANDS, EVENTS
+from schemas.topics import EVENTS
 
 from .cli import Cli
-from .kit import Role, Topics, failing, wait_for
+from .kit import Role, Topics, failing, stand_at_end, wait_for
 
 
 @pytest.fixture
@@ -35,25 +35,50 @@ def cli(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pyt
     return Cli(environment, monkeypatch, capfd)
 
 
-def decided(topics: Topics, start: Callable[..., Role]) -> tuple[str, int, int, int]:
-    """A workflow whose failure was decided on: its id, its partition, its first offset and the end of the partition."""
-    role = start("recovery")
-    role.wait_log("partitions assigned")
-    workflow_id = str(uuid.uuid4())
-    topics.put(*failing(workflow_id))
-    wait_for("a command", lambda: topics.commands({workflow_id}))
-    assert role.stop() == 0
-    messages = topics.read(EVENTS, {workflow_id})
-    partition, first = messages[0].partition() or 0, messages[0].offset() or 0
-    return workflow_id, partition, first, (messages[-1].offset() or 0) + 1
+class Decided(NamedTuple):
+    """A workflow whose failure was decided on, and where its records lie: partition, first offset, behind the last."""
+
+    workflow_id: str
+    partition: int
+    first: int
+    end: int
+
+    @property
+    def span(self) -> tuple[str, ...]:
+        """As options of a replay."""
+        place = f"{self.partition}:"
+        return ("--from", f"{place}{self.first}", "--to", f"{place}{self.end}", "--workflow", self.workflow_id)
 
 
-def test_a_range_is_replayed_alike_each_time_and_changes_nothing(
-    topics: Topics, start: Callable[..., Role], cli: Cli
-) -> None:
-    workflow_id, partition, first, end = decided(topics, start)
-    span = ("--from", f"{partition}:{first}", "--to", f"{partition}:{end}", "--workflow", workflow_id)
-    commands = len(topics.read(COMMANDS))
+@pytest.fixture(scope="module")
+def decided(addresses: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decided]:
+    """One for all tests: what they add to it lies behind its end."""
+    topics, folder = Topics(addresses), tmp_path_factory.mktemp("recovery")
+    workflow_id, group = str(uuid.uuid4()), f"test-{uuid.uuid4()}"
+    stand_at_end(addresses.kafka, group)
+    own = {**os.environ, **addresses.environment(), "KINTSUGI_OBJECTS": (folder / "objects").as_uri()}
+    role = Role("recovery", own, folder / "recovery.log", "--group", group)
+    try:
+        role.wait_log("partitions assigned")
+        topics.put(*failing(workflow_id))
+        wait_for("a command", lambda: topics.commands({workflow_id}))
+        assert role.stop() == 0
+        messages = topics.read(EVENTS, {workflow_id})
+        yield Decided(
+            workflow_id, messages[0].partition() or 0, messages[0].offset() or 0, (messages[-1].offset() or 0) + 1
+        )
+    finally:
+        role.kill()
+        topics.registry.close()
+
+
+def test_a_range_is_replayed_alike_each_time_and_changes_nothing(topics: Topics, decided: Decided, cli: Cli) -> None:
+    workflow_id, span = decided.workflow_id, decided.span
+
+    def sessions() -> list[int]:
+        return [len(topics.events(kind, {workflow_id})) for kind in (DebugSessionStarted, DebugSessionFinished)]
+
+    commands, [begun, ended] = len(topics.commands({workflow_id})), sessions()
 
     once = cli("replay", *span, "--json", "--step")
     assert once.code == 0, once.err
@@ -74,11 +99,10 @@ def test_a_range_is_replayed_alike_each_time_and_changes_nothing(
     assert changed.json["commands_compared"] == {"not_asked": 1}
     assert changed.json["kills"][0]["same_states"] and changed.json["kills"][0]["same_effects"]
 
-    assert len(topics.read(COMMANDS)) == commands
+    assert len(topics.commands({workflow_id})) == commands
     assert len(topics.events(RecoveryDecided, {workflow_id})) == 1
-    begun, ended = (topics.events(kind, {workflow_id}) for kind in (DebugSessionStarted, DebugSessionFinished))
-    assert len(begun) == len(ended) == 3
-    assert {session.status for session in ended} == {"completed"}
+    assert sessions() == [begun + 3, ended + 3]
+    assert {session.status for session in topics.events(DebugSessionFinished, {workflow_id})} == {"completed"}
 
 
 def applied(own: Addresses, topics: Topics, workflow_id: str) -> None:
@@ -95,11 +119,9 @@ def applied(own: Addresses, topics: Topics, workflow_id: str) -> None:
 
 
 def test_rows_of_a_replay_go_to_a_schema_of_their_own_until_it_is_dropped(
-    topics: Topics, start: Callable[..., Role], own: Addresses, cli: Cli
+    topics: Topics, decided: Decided, own: Addresses, cli: Cli
 ) -> None:
-    workflow_id, partition, first, end = decided(topics, start)
-    span = ("--from", f"{partition}:{first}", "--to", f"{partition}:{end}", "--workflow", workflow_id)
-    into = ("replay", *span, "--into", "night", "--json")
+    into = ("replay", *decided.span, "--into", "night", "--json")
     schema = "kintsugi_replay_night"
 
     filled = cli(*into)
@@ -114,13 +136,13 @@ def test_rows_of_a_replay_go_to_a_schema_of_their_own_until_it_is_dropped(
 
     with psycopg.connect(own.postgres) as connection:
         assert connection.execute("SELECT count(*) FROM kintsugi.workflows").fetchone() == (0,)
-        applied(own, topics, workflow_id)
+        applied(own, topics, decided.workflow_id)
         others = [table for table in TABLES if table.name != "workflow_debug_sessions"]
         assert differences(connection, "kintsugi", schema, others).rows == {}
     shown = cli("replay", "list", "--output", "json").json
-    assert [s["status"] for s in shown["sessions"]] == ["completed", "completed"]
+    assert [s["status"] for s in shown["sessions"] if s["into"] == schema] == ["completed", "completed"]
     [found] = [s for s in shown["sessions"] if s["session"] == session_id]
-    assert found["into"] == schema and found["ranges"][0]["start"] == first
+    assert found["into"] == schema and found["ranges"][0]["start"] == decided.first
     [listed] = shown["schemas"]
     assert (listed["name"], listed["state"], listed["session"]) == (schema, "filled", session_id)
     assert listed["size_bytes"] > 0
