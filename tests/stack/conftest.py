@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from ops.commands.run import ROLES
 from ops.stack import Addresses
 from schemas.topics import COORDINATION, EVENTS
 
 from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
 from .database import own_database, stand_at_the_logs_end
-from .kit import Role, Topics, stand_at_end
+from .kit import Role, Topics, ends_of, know_nothing, stand_at
 
 
 @pytest.fixture
@@ -50,18 +49,25 @@ def topics(addresses: Addresses) -> Iterator[Topics]:
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Role]]:
     """Starts roles, each kind in a group and an object store of this test's own; what still runs at the end is killed.
 
-    The groups stand at the end of the log, so that a test meets only its own records.
+    The groups stand where the log ends now, and there recovery has a snapshot: a test meets only its own records.
     """
     roles: list[Role] = []
-    group = f"test-{uuid.uuid4()}"
-    for role in ROLES:
-        topic = COORDINATION if role == "coordinator" else EVENTS
-        stand_at_end(environment["KINTSUGI_KAFKA"], f"{group}-{role}", topic)
-    own = {**environment, "KINTSUGI_OBJECTS": (tmp_path / "objects").as_uri()}
+    groups: dict[str, str] = {}
+    servers, objects = environment["KINTSUGI_KAFKA"], (tmp_path / "objects").as_uri()
+    ends = {topic: ends_of(servers, topic) for topic in (EVENTS, COORDINATION)}
+    own = {**environment, "KINTSUGI_OBJECTS": objects}
+
+    def group_of(role: str) -> str:
+        if role not in groups:
+            groups[role] = f"test-{uuid.uuid4()}-{role}"
+            stand_at(servers, groups[role], ends[COORDINATION if role == "coordinator" else EVENTS])
+            if role == "recovery":
+                know_nothing(servers, objects, groups[role], ends[EVENTS])
+        return groups[role]
 
     def start_role(role: str = "recovery", *arguments: str, crash_at: str = "") -> Role:
         log = tmp_path / f"{role}-{len(roles)}.log"
-        roles.append(Role(role, own, log, "--group", f"{group}-{role}", *arguments, crash_at=crash_at))
+        roles.append(Role(role, own, log, "--group", group_of(role), *arguments, crash_at=crash_at))
         return roles[-1]
 
     yield start_role

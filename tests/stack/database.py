@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from confluent_kafka import Consumer, TopicPartition
 from psycopg import sql
 
 from ops.stack import Addresses
 from projections.migrate import migrate
 from projections.store import GENERATION
 from schemas.topics import EVENTS
+
+from .kit import ends_of
 
 
 @contextmanager
@@ -33,14 +34,9 @@ def own_database(url: str) -> Iterator[str]:
 
 def stand_at_the_logs_end(own: Addresses) -> None:
     """Let the tables begin where the log ends, so that a test meets only its own workflows."""
-    reader = Consumer({"bootstrap.servers": own.kafka, "group.id": "reader", "log_level": 0})
-    try:
-        partitions = sorted(reader.list_topics(EVENTS, 10).topics[EVENTS].partitions)
-        ends = {p: reader.get_watermark_offsets(TopicPartition(EVENTS, p), 10)[1] for p in partitions}
-    finally:
-        reader.close()
     with psycopg.connect(own.postgres, options="-c search_path=kintsugi") as connection:
-        for partition, end in ends.items():
+        for place in ends_of(own.kafka):
             connection.execute(
-                "INSERT INTO positions VALUES (%s, %s, %s, %s, 0, now())", (GENERATION, EVENTS, partition, end)
+                "INSERT INTO positions VALUES (%s, %s, %s, %s, 0, now())",
+                (GENERATION, EVENTS, place.partition, place.offset),
             )

@@ -10,12 +10,17 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from consumers.deadline import Deadline
+from consumers.snapshots import Snapshots
+from engine.inforce import InForce
+from engine.policy import default_policy
 from ops.stack import Addresses
 from schemas.codec import Codec, Unknown
 from schemas.headers import headers_for
@@ -42,16 +47,40 @@ def wait_for(what: str, check: Callable[[], Any], timeout_s: float = WAIT_S) -> 
         time.sleep(0.05)
 
 
-def stand_at_end(servers: str, group: str, topic: str = EVENTS) -> None:
-    """Commit the end of a topic as the position of a group."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False, "log_level": 0})
+def ends_of(servers: str, topic: str = EVENTS) -> list[TopicPartition]:
+    """Where each partition of a topic ends now."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "reader", "log_level": 0})
     try:
-        count = len(consumer.list_topics(topic, 10).topics[topic].partitions)
-        places = [TopicPartition(topic, p) for p in range(count)]
-        ends = [TopicPartition(topic, p.partition, consumer.get_watermark_offsets(p, 10)[1]) for p in places]
-        consumer.commit(offsets=ends, asynchronous=False)
+        places = [TopicPartition(topic, p) for p in consumer.list_topics(topic, 10).topics[topic].partitions]
+        return [TopicPartition(topic, p.partition, consumer.get_watermark_offsets(p, 10)[1]) for p in places]
     finally:
         consumer.close()
+
+
+def stand_at(servers: str, group: str, places: Sequence[TopicPartition]) -> None:
+    """Commit these places as the position of a group."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False, "log_level": 0})
+    try:
+        consumer.commit(offsets=list(places), asynchronous=False)
+    finally:
+        consumer.close()
+
+
+def stand_at_end(servers: str, group: str, topic: str = EVENTS) -> None:
+    """Commit the end of a topic as the position of a group."""
+    stand_at(servers, group, ends_of(servers, topic))
+
+
+def know_nothing(servers: str, objects: str, group: str, places: Sequence[TopicPartition]) -> None:
+    """Leave recovery a snapshot without workflows for each of these places, so that it reads nothing before them."""
+    cluster = AdminClient({"bootstrap.servers": servers}).list_topics(timeout=10).cluster_id
+    snapshots = Snapshots(objects, cluster=cluster, group=group, topic=EVENTS)
+    try:
+        for place in places:
+            snapshots.save(place.partition, place.offset, (), (), InForce(default_policy()))
+        snapshots.settle(Deadline(WAIT_S))
+    finally:
+        snapshots.close()
 
 
 class Topics:

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
-COMMAND_TIMEOUT_S = 120.0
+WAIT_S = 120.0
 _POLL_S = 0.02
 #: What `kintsugi run` imports.
 _IMPORTED = ("ops.cli", "ops.commands.run", "consumers.roles", "consumers.notifier.settings", "projections.store")
@@ -42,7 +42,7 @@ class Forked:
             self.returncode = self._starter.ask({"poll": self.pid})
         return self.returncode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = WAIT_S) -> int:
         """Its exit code; TimeoutExpired when it does not end in time."""
         end = time.monotonic() + timeout
         while (code := self.poll()) is None:
@@ -104,7 +104,7 @@ class Starter:
 
 
 def command(
-    environment: Mapping[str, str], *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S
+    environment: Mapping[str, str], *arguments: str, timeout_s: float = WAIT_S
 ) -> subprocess.CompletedProcess[str]:
     """`kintsugi ARGUMENTS` and what it printed, as `subprocess.run` gives it; a failure is the caller's to see."""
     with TemporaryDirectory() as folder:

@@ -73,7 +73,7 @@ class Writer:
 
 
 @pytest.fixture
-def environment(own: Addresses) -> dict[str, str]:
+def environment(own: Addresses, own_records: None) -> dict[str, str]:
     return {**os.environ, **own.environment()}
 
 
