@@ -184,8 +184,9 @@ def _position(connection: g.Connection) -> int:
 def _built(at: Addresses, ranges: Ranges, processes: int) -> Built:
     """Rebuild these ranges as the command does, compare with the live tables, and drop it again."""
     with g.connected(at.postgres) as connection, connection.transaction():
-        new = {"state": "loading", "version": TABLES_VERSION, "built_by": "bench", "actor": "bench", "reason": "bench"}
-        row = connection.execute(g.QUERIES["new"], new).fetchone()
+        new = {"state": "loading", "tables": None, "version": TABLES_VERSION}
+        who = {"built_by": "bench", "actor": "bench", "reason": "bench"}
+        row = connection.execute(g.QUERIES["new"], {**new, **who}).fetchone()
         assert row is not None
         name = str(row[0])
         g.create(connection, name)
