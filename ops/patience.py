@@ -48,6 +48,7 @@ def patiently(
             # Busy is also who waited: the server may not have noticed yet that its connection is gone.
             if waited_s >= WAIT_S_MAX or (not waited_s and isinstance(error, BusyError)):
                 raise
-            tell(f"waits {pause_s:.0f} s, {WAIT_S_MAX - waited_s:.0f} s at most in all: {error}")
+            why = str(error).partition("\n")[0]  # libpq goes on to ask whether the server runs
+            tell(f"waits {pause_s:.0f} s, {WAIT_S_MAX - waited_s:.0f} s at most in all: {why}")
             sleep(pause_s)
             waited_s, pause_s = waited_s + clock() - began_s, min(2 * pause_s, _PAUSE_S_MAX)
