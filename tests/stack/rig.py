@@ -6,10 +6,11 @@ import os
 import random
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from engine import invariants
@@ -65,10 +66,11 @@ class Rig:
             self.postgres.limit_files(WAL_SEGMENT_BYTES)
 
     def clear(self) -> None:
-        """Give it back."""
+        """Give it back, as an operator does, who also starts what ended."""
         self.postgres.limit_files(None)
         if self._disk is not None:
             self._disk.clear()
+        self.postgres.start()
 
 
 @contextmanager
@@ -116,10 +118,17 @@ def first_commands(topics: Topics, workflow_id: str) -> int:
     return len({c.command_id for c in topics.commands({workflow_id}) if c.attempt_number == 1})
 
 
+def stands(at: Addresses, workflow_id: str, status: str) -> bool:
+    """Whether a workflow's row says so; not while Postgres gets up again."""
+    with suppress(psycopg.OperationalError):
+        return status_of(at, workflow_id) == status
+    return False
+
+
 def all_came(at: Addresses, topics: Topics, completed: list[str], recovering: str) -> None:
     """The tables catch up, nobody is parked, one command was sent, and log and tables are what they must be."""
-    wait_for("rows", lambda: all(status_of(at, i) == "completed" for i in completed), CATCH_UP_S)
-    wait_for("a row", lambda: status_of(at, recovering) == "recovering", CATCH_UP_S)
+    wait_for("rows", lambda: all(stands(at, i, "completed") for i in completed), CATCH_UP_S)
+    wait_for("a row", lambda: stands(at, recovering, "recovering"), CATCH_UP_S)
     for table in ("parked_workflows", "dead_letters"):
         assert query(at, f"SELECT count(*) FROM {table}") == [(0,)]
     assert first_commands(topics, recovering) == 1

@@ -137,11 +137,11 @@ class Server:
 
     @property
     def family(self) -> list[psutil.Process]:
-        """It and its children."""
-        assert self._process is not None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            own = psutil.Process(self._process.pid)
-            return [own, *own.children(recursive=True)]
+        """It and its children; nobody when it has ended, and another process may have its number."""
+        if self._process is not None and self.running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own = psutil.Process(self._process.pid)
+                return [own, *own.children(recursive=True)]
         return []
 
     def limit_files(self, size_bytes: int | None) -> None:
@@ -171,7 +171,7 @@ class Server:
 
     def kill(self) -> None:
         """As when the machine's power fails, but for what is in the page cache."""
-        family = self.family if self._process is not None else []
+        family = self.family
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
