@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from engine.policy import default_policy
+from engine.testing import Service, World
 from ops.stack import Addresses
+from schemas.records.events import StepSpec, WorkflowCompleted
 from schemas.topics import COORDINATION, EVENTS
 
+from ..unit.engine.test_ladders import saved
 from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
 from .database import own_database, stand_at_the_logs_end
 from .kit import Role, Topics, ends_of, know_nothing, stand_at
@@ -35,6 +39,23 @@ def database(addresses: Addresses) -> Iterator[str]:
     """A migrated database of this test's own, by its URL."""
     with own_database(addresses.postgres) as url:
         yield url
+
+
+@pytest.fixture
+def world() -> World:
+    """Six workflows that ended, every second one after a repair; their log and what followed from it."""
+    world = World(default_policy())
+    for number in range(6):
+        service = Service(world, (StepSpec(step_id="build"), StepSpec(step_id="test")))
+        service.start("build")
+        service.checkpoint("build", saved)
+        if number % 2:
+            service.fail("build", "TIMEOUT")
+            service.acknowledge(world.commands[-1])
+            service.start("build", world.commands[-1])
+        service.complete("build")
+        service.emit(WorkflowCompleted)
+    return world
 
 
 @pytest.fixture

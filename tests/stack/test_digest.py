@@ -12,35 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from engine.policy import default_policy
-from engine.testing import Service, World
+from engine.testing import World
 from projections.catalog import TABLES
 from projections.digest import Drift, by_bucket, differences, digest, row_digest, total
 from projections.jsonb import jsonb_text
 from projections.migrate import migrate
 from projections.reader import snapshot
 from projections.store import Store
-from schemas.records.events import StepSpec, WorkflowCompleted
-
-from ..unit.engine.test_ladders import saved
 
 FIRST, SECOND = "kintsugi", "kintsugi_second"
-
-
-@pytest.fixture
-def world() -> World:
-    world = World(default_policy())
-    for number in range(6):
-        service = Service(world, (StepSpec(step_id="build"), StepSpec(step_id="test")))
-        service.start("build")
-        service.checkpoint("build", saved)
-        if number % 2:
-            service.fail("build", "TIMEOUT")
-            service.acknowledge(world.commands[-1])
-            service.start("build", world.commands[-1])
-        service.complete("build")
-        service.emit(WorkflowCompleted)
-    return world
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from projections.verify import Drift, TableCheck
 from schemas.codec import Codec
 from schemas.dead_letters import STAGE_APPLY, STAGE_DECODE, DeadLetter
 from schemas.errors import FatalError, FencedError, RetriableError
-from schemas.records.events import CheckpointCreated, StepSpec, WorkflowCompleted
+from schemas.records.events import CheckpointCreated, StepSpec
 
 from ..unit.engine.test_ladders import saved
 from ..unit.engine.test_properties import POLICY, moves, play
@@ -41,22 +41,6 @@ def store(database: str) -> Iterator[Store]:
     made = Store(database)
     yield made
     made.close()
-
-
-@pytest.fixture
-def world() -> World:
-    world = World(default_policy())
-    for number in range(6):
-        service = Service(world, (StepSpec(step_id="build"), StepSpec(step_id="test")))
-        service.start("build")
-        service.checkpoint("build", saved)
-        if number % 2:
-            service.fail("build", "TIMEOUT")
-            service.acknowledge(world.commands[-1])
-            service.start("build", world.commands[-1])
-        service.complete("build")
-        service.emit(WorkflowCompleted)
-    return world
 
 
 def letter(offset: int, **changed: Any) -> DeadLetter:
