@@ -32,8 +32,8 @@ from projections.migrate import migrate
 
 from .install import install
 
-ROWS, ROWS_QUICK = 40_000, 15_000
-REPEATS, REPEATS_QUICK = 2, 1
+ROWS, ROWS_QUICK = 100_000, 15_000
+REPEATS, REPEATS_QUICK = 3, 1
 #: The clock starts when this share of the rows is there.
 WARM_UP_SHARE = 0.2
 TIMEOUT_S = 120.0
