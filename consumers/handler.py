@@ -71,8 +71,13 @@ class Pipelined(Protocol):
     """What a handler has besides when the next records may be handled while its effects are still on their way.
 
     `handle` may then only take records in, to be handled by `work` in an order of the handler's own. The loop waits in
-    `flush` only when there is nothing else to do, or when too much is on its way, and commits what is `durable`.
+    `flush` only when there is nothing else to do, and commits what is `durable`; how much may be on its way is the
+    handler's to bound.
     """
+
+    @property
+    def on_its_way(self) -> int:
+        """Effects that are not durable yet."""
 
     @property
     def backlog(self) -> int:
@@ -83,7 +88,7 @@ class Pipelined(Protocol):
         """Whether no more may be taken in before `work` has been done."""
 
     def work(self) -> Mapping[int, KintsugiError]:
-        """Handle some of what was taken in; what did not succeed, by partition."""
+        """Handle some of what was taken in, or nothing while too much is on its way; what failed, by partition."""
 
     def poll(self) -> Mapping[int, KintsugiError]:
         """As `flush`, without waiting."""

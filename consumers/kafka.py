@@ -23,8 +23,8 @@ SESSION_TIMEOUT_MS_WANTED = 2_000
 HEARTBEAT_INTERVAL_MS = 500
 #: A record that the broker has not taken after this long is given up, and its batch is done again.
 DELIVERY_TIMEOUT_MS = 15_000
-#: Longer than it takes to fold a batch of the usual size; one that takes longer begins to send meanwhile.
-LINGER_MS = 5
+#: Records made meanwhile go together. Recovery waits in `flush` only when it is idle, so its repairs wait for this.
+LINGER_MS = 1
 REPORT_INTERVAL_S = 5.0
 _TEXT_MAX = 500
 #: Settings that the loop's guarantees rest on.
@@ -89,7 +89,7 @@ def producer_settings(servers: str, client_id: str, extra: Mapping[str, str]) ->
         "client.id": client_id,
         "enable.idempotence": True,
         "acks": "all",
-        # A batch's effects wait for each other, and go when `Outbox.flush` says so, which this does not delay.
+        # `Outbox.flush` is not delayed by this.
         "linger.ms": LINGER_MS,
         "message.timeout.ms": DELIVERY_TIMEOUT_MS,
         "message.max.bytes": MESSAGE_SIZE_BYTES_MAX + 1024 * 1024,

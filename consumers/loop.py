@@ -44,8 +44,6 @@ BATCH_BYTES_MAX = 16 * 1024 * 1024
 HEARTBEAT_S = 0.25
 #: Commits are only a bookmark, effects are idempotent: not more often than this.
 COMMIT_INTERVAL_S = 0.05
-#: Batches handled while the effects of earlier ones are on their way; then the loop waits for all of them.
-BATCHES_IN_FLIGHT_MAX = 8
 #: Share of max.poll.interval.ms that a revoke or a stop may take for snapshots and the last commit.
 HANDOVER_S = 0.2 * MAX_POLL_INTERVAL_MS / 1000
 #: And for what was taken in and is not handled yet. What is left after that is the next owner's to read.
@@ -75,7 +73,6 @@ class Loop:
         self._handler = handler
         self._own = handler if isinstance(handler, OwnPosition) else None
         self._pipelined = handler if isinstance(handler, Pipelined) else None
-        self._in_flight = 0
         self._clock = clock
         self._batch_records_max = batch_records_max
         self._incremental = is_incremental(settings)
@@ -109,7 +106,7 @@ class Loop:
         due_us = self._handler.tick(now_us, self._caught_up)
         messages = self._fetch_early()
         working = bool(messages) or self._backlog > 0
-        self._settle({}, wait=not working or self._in_flight >= BATCHES_IN_FLIGHT_MAX)
+        self._settle({}, wait=not working)
         self._note_durable()
         if not working:
             messages = self._fetch(self._wait_s(due_us, now_us))
@@ -128,7 +125,8 @@ class Loop:
 
     def _fetch_early(self) -> list[Message]:
         """With work left, or effects on their way, what has arrived meanwhile; it comes first."""
-        if self._pipelined is None or self._pipelined.full or not (self._in_flight or self._pipelined.backlog):
+        handler = self._pipelined
+        if handler is None or handler.full or not (handler.on_its_way or handler.backlog):
             return []
         return self._fetch(0.0)
 
@@ -181,7 +179,6 @@ class Loop:
         if self._pipelined is not None:
             failures.update(self._pipelined.work())
         crash_point("after_append")
-        self._in_flight += 1
         self._settle(failures, wait=self._pipelined is None)
         if self._own is None and self._pipelined is None:
             crash_point("after_flush")
@@ -214,7 +211,6 @@ class Loop:
     def _settle(self, failures: dict[int, KintsugiError], *, wait: bool = True) -> None:
         """Flush, or hear without waiting what has become of effects; put every partition that lost some aside."""
         if wait or self._pipelined is None:
-            self._in_flight = 0
             failures = {**self._handler.flush(), **failures}
         else:
             failures = {**self._pipelined.poll(), **failures}

@@ -22,6 +22,11 @@ from .kafka import DELIVERY_TIMEOUT_MS, Reporter, describe
 #: librdkafka gives every record up after DELIVERY_TIMEOUT_MS, so a flush ends by itself shortly after.
 FLUSH_TIMEOUT_S = DELIVERY_TIMEOUT_MS / 1000 + 5.0
 
+#: Records on their way before the next are made: more would wait in the producer, where no lane overtakes another.
+IN_FLIGHT_RECORDS_MAX = 500
+#: Longest wait for one of them to arrive, before the loop looks after its other duties.
+CROWDED_POLL_S = 0.005
+
 
 class _Batch:
     """Records caused by one batch: how many are on their way, and where the batch ends (None: it is in hand)."""
@@ -45,10 +50,21 @@ class Outbox:
         #: Records handed over so far.
         self.taken = 0
         self._waiting: Counter[int] = Counter()
+        self._on_its_way = 0
         #: By cause, oldest first; ended ones are taken out by `durable`.
         self._batches: dict[int, deque[_Batch]] = {}
         self._failed: dict[int, KintsugiError] = {}
         self._generation = 0
+
+    @property
+    def on_its_way(self) -> int:
+        """Records handed over of which nothing was heard yet."""
+        return self._on_its_way
+
+    @property
+    def crowded(self) -> bool:
+        """Whether no more should be handed over before some have arrived."""
+        return self._on_its_way >= IN_FLIGHT_RECORDS_MAX
 
     def send(
         self,
@@ -80,6 +96,7 @@ class Outbox:
                     headers=cast(Any, headers),
                 )
                 self._waiting[cause] += 1
+                self._on_its_way += 1
                 batch.waiting += 1
                 self.taken += 1
                 return
@@ -110,8 +127,8 @@ class Outbox:
         self._batches.pop(cause, None)
 
     def poll(self) -> dict[int, KintsugiError]:
-        """As `flush`, of what has been heard so far."""
-        self._producer.poll(0)
+        """As `flush`, of what has been heard so far; when too much is on its way, a moment passes until more is."""
+        self._producer.poll(CROWDED_POLL_S if self.crowded else 0)
         if self._broken:
             return self.flush()
         failed, self._failed = self._failed, {}
@@ -147,6 +164,7 @@ class Outbox:
         self._producer = Producer(self._settings)
         self._generation += 1
         self._waiting.clear()
+        self._on_its_way = 0
         self._broken = False
 
     def _delivered(
@@ -155,6 +173,7 @@ class Outbox:
         if generation != self._generation:
             return
         self._waiting[cause] -= 1
+        self._on_its_way -= 1
         if self._waiting[cause] <= 0:
             del self._waiting[cause]
         if error is None:

@@ -147,6 +147,11 @@ class Recovery:
         return len(self._intake)
 
     @property
+    def on_its_way(self) -> int:
+        """Effects that the log does not have yet."""
+        return self._outbox.on_its_way
+
+    @property
     def full(self) -> bool:
         """Whether no more is taken in for a while: there is too much, or a snapshot waits for what there is."""
         return self._intake.full or self._draining
@@ -176,6 +181,8 @@ class Recovery:
 
     def work(self) -> Mapping[int, KintsugiError]:
         """Fold some of what was taken in, and hand what follows from each to the producer before folding the next."""
+        if self._outbox.crowded:
+            return {}
         started_s, count, effects = time.perf_counter(), 0, self._outbox.taken
         failed: dict[int, KintsugiError] = {}
         while count < WORK_RECORDS_MAX and self._outbox.taken - effects < WORK_EFFECTS_MAX:

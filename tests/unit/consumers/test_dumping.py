@@ -63,7 +63,8 @@ class Record:
 class Sink:
     """Takes what the role sends."""
 
-    taken = 0
+    taken = on_its_way = 0
+    crowded = False
 
     def send(self, *_: Any, **__: Any) -> None:
         """Into nothing: what the engine appends is in the log of the test already."""

@@ -72,6 +72,27 @@ def answer(wire: Wire, which: int, error: KafkaError | None = None) -> None:
     wire.answered.append((wire.under_way.pop(which), error))
 
 
+def test_what_is_on_its_way_is_counted_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "IN_FLIGHT_RECORDS_MAX", 2)
+    box, wire = made()
+    send(box, 0)
+    assert (box.on_its_way, box.crowded) == (1, False)
+    send(box, 1)
+    assert box.crowded
+    answer(wire, 0)
+    answer(wire, 0, LOST)
+    box.poll()
+    assert (box.on_its_way, box.crowded) == (0, False), "what was lost is on its way no more"
+
+
+def test_a_producer_that_is_renewed_has_nothing_on_its_way() -> None:
+    box, _ = made()
+    send(box, 0)
+    box._broken = True
+    box.poll()
+    assert box.on_its_way == 0
+
+
 def test_a_batch_without_effects_is_durable_at_once() -> None:
     box, _ = made()
     box.end_batch(3, 17)

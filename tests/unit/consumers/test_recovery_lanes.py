@@ -33,7 +33,7 @@ class Box:
     def __init__(self) -> None:
         self.sent: list[Record] = []
         self.ends: list[int] = []
-        self.refuses = False
+        self.refuses = self.crowded = False
 
     @property
     def taken(self) -> int:
@@ -164,6 +164,17 @@ def test_what_is_in_force_at_a_records_place_decides_and_not_what_came_since(
     log.put(*(r for r in log.box.sent if r.workflow_id == later[0].workflow_id))
     log.work()
     assert log.told(RepairHeld) == [later[0].workflow_id]
+
+
+def test_with_too_much_on_its_way_nothing_is_folded_and_records_are_still_taken_in(log: Log) -> None:
+    log.box.crowded = True
+    stand_of = log.failing("TIMEOUT")
+    log.put(*stand_of)
+    assert not log.role.work()
+    assert (log.role.backlog, log.box.sent) == (len(stand_of), [])
+    log.box.crowded = False
+    log.work()
+    assert log.told(ErrorClassified) == [stand_of[0].workflow_id]
 
 
 def test_no_more_is_taken_in_than_the_bounds_allow(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
