@@ -6,7 +6,7 @@ import os
 import random
 import resource
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import pytest
 
@@ -86,7 +86,6 @@ def test_without_room_for_its_file_it_says_so(monkeypatch: pytest.MonkeyPatch) -
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
         try:
             with pytest.raises(DiskFullError, match="no room for temporary files: File too large"):
-                for _ in range(3):
-                    spool.add(record)
+                deque(map(spool.add, [record] * 3), maxlen=0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
