@@ -304,6 +304,8 @@ class Coordination:
         telemetry.AWAITS_OVERLOOKED.inc(after.overlooked - before.overlooked)
         telemetry.BREAKERS_REFUSED.inc(after.unopened - before.unopened)
         telemetry.HELD_OVERLOOKED.inc(after.unlisted - before.unlisted)
+        telemetry.FAILURES_FORGOTTEN.inc(after.forgotten - before.forgotten)
+        telemetry.INCIDENTS_INCOMPLETE.inc(after.unnamed - before.unnamed)
 
     def _show(self) -> None:
         tables = [part for desk in self._desks.values() for part in desk.coordinator.components]
@@ -324,6 +326,8 @@ class _Counts(NamedTuple):
     overlooked: int = 0
     unopened: int = 0
     unlisted: int = 0
+    forgotten: int = 0
+    unnamed: int = 0
 
 
 def _counts(coordinator: Coordinator) -> _Counts:
@@ -334,5 +338,7 @@ def _counts(coordinator: Coordinator) -> _Counts:
         elif isinstance(part, Waits):
             found = found._replace(deadlocks=part.deadlocks, overlooked=part.overlooked)
         elif isinstance(part, Breakers):
-            found = found._replace(unopened=part.unopened, unlisted=part.unlisted)
+            found = found._replace(unopened=part.unopened, unlisted=part.unlisted, forgotten=part.forgotten)
+        elif isinstance(part, Incidents):
+            found = found._replace(unnamed=part.unnamed)
     return found

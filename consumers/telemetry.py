@@ -101,6 +101,12 @@ BREAKERS_REFUSED = Counter(
 HELD_OVERLOOKED = Counter(
     "kintsugi_held_repairs_overlooked_total", "Held repairs beyond the bound, which only their own timers let go"
 )
+FAILURES_FORGOTTEN = Counter(
+    "kintsugi_failures_forgotten_total", "Things that failed lately whose count was given up for others"
+)
+INCIDENTS_INCOMPLETE = Counter(
+    "kintsugi_incident_members_overlooked_total", "Workflows and interventions that no incident names, beyond the bound"
+)
 BUILD = Info("kintsugi_build", "Version of this process")
 
 

@@ -79,6 +79,11 @@ class Breakers:
         return self._open.get(key)
 
     @property
+    def forgotten(self) -> int:
+        """What failures are counted of and was forgotten for others, since the process began."""
+        return self._windows.forgotten
+
+    @property
     def open_count(self) -> int:
         """Breakers that are not closed."""
         return len(self._open)

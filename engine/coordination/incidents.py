@@ -106,6 +106,8 @@ class Incidents:
         #: Error to the key of the incident in which it waits for a human.
         self._asked: dict[str, str] = {}
         self._attempts = Attempts()
+        #: Since the process began: workflows and questions to people beyond the bounds, which no incident names.
+        self.unnamed = 0
 
     @property
     def open_count(self) -> int:
@@ -218,6 +220,8 @@ class Incidents:
         if len(self._asked) < INTERVENTIONS_MAX or error_id in self._asked:
             self._asked[error_id] = key
             incident.waiting[error_id] = record.intervention_id
+        else:
+            self.unnamed += 1
         if record.state == "escalated" and now_us - incident.escalated_us >= ESCALATE_EVERY_US:
             incident.escalated_us = now_us
             yield _write(incident, record, now_us, "escalated")
@@ -286,9 +290,13 @@ class Incidents:
         return incident
 
     def _affects(self, incident: Incident, workflow_id: str, now_us: int) -> None:
-        if workflow_id not in incident.affected and self._affected < AFFECTED_MAX:
+        if workflow_id in incident.affected:
+            return
+        if self._affected < AFFECTED_MAX:
             incident.affected[workflow_id] = now_us
             self._affected += 1
+        else:
+            self.unnamed += 1
 
     def _over(
         self, incident: Incident, record: Record, now_us: int, reason: str, actor: str | None = None

@@ -31,6 +31,8 @@ class Windows:
     def __init__(self) -> None:
         self._windows: dict[str, Window] = {}
         self._observed = 0
+        #: Since the process began: keys whose count was given up for others.
+        self.forgotten = 0
 
     def observe(self, key: str, record: FailureSeen, now_us: int, storms: Storms) -> Window:
         """Count a failure; a workflow that fails again counts as one."""
@@ -54,6 +56,7 @@ class Windows:
         while len(self._windows) > KEYS_MAX or (self._observed > OBSERVED_MAX and len(self._windows) > 1):
             forgotten = self._windows.pop(next(iter(self._windows)))
             self._observed -= len(forgotten.workflows)
+            self.forgotten += 1
         return window
 
     def storming(self, key: str, now_us: int, storms: Storms) -> bool:

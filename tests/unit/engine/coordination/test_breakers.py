@@ -314,7 +314,7 @@ def test_windows_are_bounded(watch: Watch) -> None:
         )  # fmt: skip
         window = windows.observe(f"fingerprint:{number}", record, number, storms)
     assert len(window.workflows) == 1
-    assert len(windows.dump()) == KEYS_MAX
+    assert (len(windows.dump()), windows.forgotten) == (KEYS_MAX, 10)
     again = Windows()
     again.load(windows.dump())
     assert again.dump() == windows.dump()

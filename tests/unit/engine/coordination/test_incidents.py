@@ -21,6 +21,12 @@ def watch() -> Watch:
     return Watch()
 
 
+def incidents_of(watch: Watch) -> Incidents:
+    incidents = watch.coordinator.components[1]
+    assert isinstance(incidents, Incidents)
+    return incidents
+
+
 def test_a_breaker_opens_an_incident_that_pages_nobody_yet(watch: Watch) -> None:
     said = incident(watch.storm())
     assert (said.kind, said.state, said.page, said.revision) == ("dependency", "open", False, 1)
@@ -193,8 +199,7 @@ def test_resolving_by_hand_forgets_who_was_asked(watch: Watch) -> None:
     watch.note(incident(watch.said).incident_id, "resolve")
     assert watch.ask(1, "ended") == []
     assert watch.ask(2, "claimed") == []
-    incidents = watch.coordinator.components[1]
-    assert isinstance(incidents, Incidents)
+    incidents = incidents_of(watch)
     assert incidents.open_count == 0
 
 
@@ -308,6 +313,14 @@ def test_counts_of_affected_workflows_are_bounded(watch: Watch, monkeypatch: pyt
     for who in range(64):
         watch.fail(who)
     assert (incident(watch.said).affected_count, incident(watch.said).error_count) == (10, 64)
+    assert incidents_of(watch).unnamed == 54
+
+
+def test_interventions_beyond_the_bound_are_counted(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVENTIONS_MAX", 2)
+    for who in range(3):
+        watch.ask(who)
+    assert incidents_of(watch).unnamed == 1
 
 
 def test_another_process_takes_over_open_incidents(watch: Watch) -> None:
