@@ -30,16 +30,17 @@ from schemas.errors import AdmissionError, KintsugiError, PoisonError
 from schemas.headers import headers_for, trace_of
 from schemas.records import COORDINATION_TYPES, Record
 from schemas.records.events import PolicyChanged, WorkflowErrorOccurred
-from schemas.topics import COORDINATION, DEAD_LETTERS, EVENTS
+from schemas.topics import COORDINATION, EVENTS
 
 from . import telemetry
 from .coordinator_snapshots import CoordinatorSnapshots
 from .crash import crash_point
-from .dead_letter import dead_letter_headers, headers_of, raw, value_of
+from .dead_letter import headers_of, raw
 from .deadline import Deadline
 from .handler import LogRange
 from .outbox import Outbox
 from .policies import Entry
+from .setting_aside import set_aside
 
 ROLE = "coordinator"
 #: A snapshot after so many records, or after the interval if there was any.
@@ -267,18 +268,8 @@ class Coordination:
     def _set_aside(self, desk: _Desk, message: Message, error: Exception, stage: str) -> None:
         if (message.offset() or 0) < desk.effects_from:
             return
-        reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
-        telemetry.DEAD_LETTERS.labels(reason).inc()
         _processed(ROLE, "dead_letter").inc()
-        self._log.warning("dead letter", partition=desk.partition, offset=message.offset(), reason=reason)
-        self._outbox.send(
-            DEAD_LETTERS,
-            raw(message.key()),
-            value_of(message),
-            dead_letter_headers(message, error, stage),
-            cause=desk.partition,
-            timestamp_ms=max(0, message.timestamp()[1]),
-        )
+        set_aside(self._outbox, message, error, stage)
 
     def _say_policy(self, desk: _Desk, record: PolicyChanged) -> None:
         in_force = desk.coordinator.in_force

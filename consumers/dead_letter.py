@@ -6,6 +6,7 @@ apart by topic, partition and offset.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 from confluent_kafka import Message
@@ -21,7 +22,8 @@ VALUE_SIZE_BYTES_MAX = MESSAGE_SIZE_BYTES_MAX
 SIZE_HEADER = "kintsugi.value.size.bytes"
 #: An exception's message may quote the record; a header is no place for a megabyte.
 _TEXT_MAX = 1000
-_PREFIX = "__connect.errors."
+#: Before the names of the headers that say why: Kafka Connect's.
+PREFIX = "__connect.errors."
 
 
 def raw(part: str | bytes | None) -> bytes | None:
@@ -42,7 +44,7 @@ def value_of(message: Message) -> bytes | None:
 
 def dead_letter_headers(message: Message, error: Exception, stage: str) -> Headers:
     """The record's own headers, then Kafka Connect's; none that is there already is overwritten."""
-    reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
+    reason = reason_of(error)
     kind = type(error)
     found = headers_of(message)
     values = {
@@ -63,7 +65,21 @@ def dead_letter_headers(message: Message, error: Exception, stage: str) -> Heade
     if size > VALUE_SIZE_BYTES_MAX:
         found.append((SIZE_HEADER, str(size).encode()))
     return found + [
-        (_PREFIX + name, value.encode("utf-8", "replace"))
+        (PREFIX + name, value.encode("utf-8", "replace"))
         for name, value in values.items()
-        if _PREFIX + name not in taken
+        if PREFIX + name not in taken
     ]
+
+
+def said_in(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    """What a dead letter's headers say of why it is one, by name, without the prefix."""
+    return {
+        name.removeprefix(PREFIX): (value or b"").decode("utf-8", "replace")
+        for name, value in headers
+        if name.startswith(PREFIX)
+    }
+
+
+def reason_of(error: Exception) -> str:
+    """A short word for counters and headers."""
+    return error.reason if isinstance(error, PoisonError) else "not_applicable"

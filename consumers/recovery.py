@@ -48,6 +48,7 @@ from .memory import Memory
 from .outbox import Outbox
 from .policies import AppliedPolicies
 from .sending import Sending
+from .setting_aside import set_aside
 from .snapshots import Dumping, Snapshots
 
 ROLE = "recovery"
@@ -388,7 +389,7 @@ class Recovery:
 
     def _set_aside(self, message: Message, error: Exception, stage: str) -> None:
         _processed(ROLE, "dead_letter").inc()
-        self._sending.set_aside(message, error, stage)
+        set_aside(self._outbox, message, error, stage)
 
     def _observe(self, event: Delivered) -> None:
         record = event.record

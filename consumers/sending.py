@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from confluent_kafka import Message
-
 from engine.effects import Append, Coordinate, Effect
 from schemas.codec import Codec
-from schemas.errors import PoisonError
 from schemas.headers import headers_for
 from schemas.records import Record
-from schemas.topics import COMMANDS, COORDINATION, DEAD_LETTERS, EVENTS
+from schemas.topics import COMMANDS, COORDINATION, EVENTS
 
 from . import telemetry
-from .dead_letter import dead_letter_headers, raw, value_of
 from .outbox import Outbox
 
 #: Finding a counter by its labels costs more than a fold.
@@ -72,18 +68,4 @@ class Sending:
         headers = headers_for(record, parent=trace)
         self._outbox.send(
             COORDINATION, record.workflow_id.encode(), self._codec.encode(record), headers, cause=partition
-        )
-
-    def set_aside(self, message: Message, error: Exception, stage: str) -> None:
-        """Put a record where people look for what could not be read or applied."""
-        reason = error.reason if isinstance(error, PoisonError) else "not_applicable"
-        telemetry.DEAD_LETTERS.labels(reason).inc()
-        self._log.warning("dead letter", partition=message.partition(), offset=message.offset(), reason=reason)
-        self._outbox.send(
-            DEAD_LETTERS,
-            raw(message.key()),
-            value_of(message),
-            dead_letter_headers(message, error, stage),
-            cause=message.partition() or 0,
-            timestamp_ms=max(0, message.timestamp()[1]),
         )

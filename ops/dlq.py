@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from consumers.dead_letter import said_in
 from consumers.log_reader import LogReader, record_of
 from engine.events import Delivered
 from engine.inspection import Inspector
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _SQL = blocks("ops", "dlq.sql")
-#: Before the names of the headers that say why.
-HEADER = "__connect.errors."
 KEY_CHARS_MAX = 64
 
 
@@ -85,16 +84,16 @@ def topic_letters(kafka: str, *, workflow_id: str | None, limit: int) -> list[Ro
             key = (record.key or b"").decode("utf-8", "replace")[:KEY_CHARS_MAX]
             if workflow_id is not None and key != workflow_id:
                 continue
-            told = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-            place = tuple(told.get(HEADER + name, "") for name in ("topic", "partition", "offset"))
+            told = said_in(record.headers)
+            place = tuple(told.get(name, "") for name in ("topic", "partition", "offset"))
             found[place] = {
                 "key": key,
                 "topic": place[0],
                 "log_partition": place[1],
                 "log_offset": place[2],
-                "stage": told.get(HEADER + "stage", ""),
+                "stage": told.get("stage", ""),
                 # What follows the reason may quote the record.
-                "reason": told.get(HEADER + "exception.message", "").split(":")[0],
+                "reason": told.get("exception.message", "").split(":")[0],
                 "bytes": len(record.value or b""),
                 "timestamp_ms": record.timestamp_ms,
             }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from consumers.dead_letter import SIZE_HEADER
+from consumers.dead_letter import PREFIX, SIZE_HEADER, said_in
 from consumers.log_reader import LogReader, record_of
 from projections.reader import Snapshot, snapshot
 from projections.sql import blocks
@@ -24,7 +24,7 @@ from schemas.log_record import LogRecord
 from schemas.registry import Registry
 from schemas.topics import DEAD_LETTERS
 
-from .dlq import HEADER, KEY_CHARS_MAX
+from .dlq import KEY_CHARS_MAX
 from .dlq_content import Contents
 from .hidden import Hidden
 from .replay_shown import at
@@ -134,14 +134,14 @@ class Export:
             self._moved("topic", number, total)
             if self._workflow_id is not None and (record.key or b"") != self._wanted["key"]:
                 continue
-            said = {n.removeprefix(HEADER): _text(v) for n, v in record.headers if n.startswith(HEADER)}
+            said = said_in(record.headers)
             place = tuple(said.get(name, "") for name in ("topic", "partition", "offset"))
             # A record may come with such headers of its own: what it holds must not hide another one.
             copy = hashlib.blake2b(repr((place, record.key, record.value)).encode(), digest_size=16).digest()
             if copy in told:
                 continue
             told.add(copy)
-            own = [(n, v) for n, v in record.headers if not n.startswith(HEADER) and n != SIZE_HEADER]
+            own = [(n, v) for n, v in record.headers if not n.startswith(PREFIX) and n != SIZE_HEADER]
             size = next((_number(_text(v)) for n, v in record.headers if n == SIZE_HEADER), None)
             row = {
                 "topic": place[0],
