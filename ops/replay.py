@@ -125,7 +125,6 @@ class Replay:
         self._tables = Tables(scratch)
         self._engines: list[Engine] = []
         self._brought: dict[str, Any] = {}
-        self._control: dict[bytes, bool] = {}
         self._done = 0
 
     def run(self, progress: Progress) -> dict[str, Any]:
@@ -212,7 +211,7 @@ class Replay:
         codec, deliver, tally = self._codec, self._inspector.deliver, self.tally
         wanted = None if self._plan.workflow_id is None else self._plan.workflow_id.encode()
         for found in records:
-            if wanted is not None and found.key != wanted and not self._is_control(found):
+            if wanted is not None and found.key != wanted and codec.kind_of(found.value) not in CONTROL:
                 continue
             tally.records += inside
             try:
@@ -228,18 +227,6 @@ class Replay:
                     tally.unknown[record.name] += 1
                 continue
             yield deliver(record, found.partition, found.offset, found.timestamp_ms * 1000)
-
-    def _is_control(self, found: LogRecord) -> bool:
-        """Whether a record is about what is in force; told by its schema, each of which is decoded once."""
-        value = found.value or b""
-        schema = value[:10] if value[:2] == b"\xc3\x01" else value[:5]
-        known = self._control.get(schema)
-        if known is None:
-            try:
-                known = self._control[schema] = isinstance(self._codec.decode(value), CONTROL)
-            except PoisonError:
-                return False
-        return known
 
     def _watch(self, event: Delivered, effects: Sequence[Effect]) -> None:
         """Each event of the range, when the engine has folded it."""
