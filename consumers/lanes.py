@@ -22,13 +22,13 @@ class Entry:
 
     __slots__ = ("done", "in_force", "key", "message", "offset", "partition", "record")
 
-    def __init__(self, partition: int, offset: int, message: Message, in_force: Any, record: Any = None) -> None:
+    def __init__(self, partition: int, offset: int, message: Message, in_force: Any) -> None:
         self.partition = partition
         self.offset = offset
         self.message = message
         self.key = partition, message.key() or b""
         self.in_force = in_force
-        self.record = record
+        self.record: Any = None
         self.done = False
 
 

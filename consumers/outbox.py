@@ -50,7 +50,6 @@ class Outbox:
         #: Records handed over so far.
         self.taken = 0
         self._waiting: Counter[int] = Counter()
-        self._on_its_way = 0
         #: By cause, oldest first; ended ones are taken out by `durable`.
         self._batches: dict[int, deque[_Batch]] = {}
         self._failed: dict[int, KintsugiError] = {}
@@ -59,12 +58,12 @@ class Outbox:
     @property
     def on_its_way(self) -> int:
         """Records handed over of which nothing was heard yet."""
-        return self._on_its_way
+        return self._waiting.total()
 
     @property
     def crowded(self) -> bool:
         """Whether no more should be handed over before some have arrived."""
-        return self._on_its_way >= IN_FLIGHT_RECORDS_MAX
+        return self.on_its_way >= IN_FLIGHT_RECORDS_MAX
 
     def send(
         self,
@@ -96,7 +95,6 @@ class Outbox:
                     headers=cast(Any, headers),
                 )
                 self._waiting[cause] += 1
-                self._on_its_way += 1
                 batch.waiting += 1
                 self.taken += 1
                 return
@@ -164,7 +162,6 @@ class Outbox:
         self._producer = Producer(self._settings)
         self._generation += 1
         self._waiting.clear()
-        self._on_its_way = 0
         self._broken = False
 
     def _delivered(
@@ -173,7 +170,6 @@ class Outbox:
         if generation != self._generation:
             return
         self._waiting[cause] -= 1
-        self._on_its_way -= 1
         if self._waiting[cause] <= 0:
             del self._waiting[cause]
         if error is None:
