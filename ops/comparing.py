@@ -10,7 +10,7 @@ from consumers.log_reader import LogReader
 from projections import digest
 from projections import generations as g
 from projections.store import GENERATION
-from schemas.ids import uuid_bytes
+from schemas.ids import is_uuid
 from schemas.topics import EVENTS
 
 from .archive import history_of
@@ -49,14 +49,6 @@ def compare(at: Addresses, one: g.Generation) -> digest.Differences:
         keys = {r.key for r in history_of(at, log).read(between) if r.key is not None} if between else set()
         place = {"name": one.name, "topic": EVENTS}
         parked = {found for (found,) in connection.execute(g.QUERIES["parked_differently"], place).fetchall()}
-        without = sorted(parked | {text for key in keys if (text := _uuid(key)) is not None})
+        texts = (key.decode("utf-8", "replace").lower() for key in keys)
+        without = sorted(parked | {text for text in texts if is_uuid(text)})
         return digest.differences(connection, GENERATION, one.name, one.holds, leaving_out=without)
-
-
-def _uuid(key: bytes) -> str | None:
-    text = key.decode("utf-8", "replace").lower()
-    try:
-        uuid_bytes(text)
-    except ValueError:
-        return None
-    return text

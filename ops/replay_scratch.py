@@ -59,8 +59,7 @@ def create(postgres: str, schema: str, said: Mapping[str, Any], *, replace: bool
                 _make_room(connection, schema, replace=replace)
                 connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
                 g.create(connection, schema)
-                made = [d for d in filling.definitions(connection, schema) if " FOREIGN KEY " not in d[1]]
-                for _ in filling.finish(connection, schema, made):
+                for _ in filling.finish(connection, schema, filling.indexes(connection, schema)):
                     pass
                 _say(connection, schema, said)
         except (psycopg.errors.DuplicateSchema, psycopg.errors.UniqueViolation):  # somebody was faster
@@ -71,8 +70,7 @@ def finish(postgres: str, schema: str, said: Mapping[str, Any]) -> None:
     """Every row is there: say so beside it, and let Postgres look at what it has."""
     with g.connected(postgres) as connection:
         _say(connection, schema, said)
-        for table in TABLES:
-            connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table.name)))
+        filling.analyze(connection, schema, g.NAMES)
 
 
 def listed(postgres: str) -> list[dict[str, Any]]:

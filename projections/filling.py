@@ -115,9 +115,8 @@ def present(connection: Connection, generation: str, name: str) -> bool:
     return there is not None
 
 
-def definitions(connection: Connection, generation: str, tables: Sequence[str] = NAMES) -> list[tuple[str, str]]:
-    """What the migrations make beside the columns, as statements for a generation of these tables: keys, indexes,
-    references between them. References that lead nowhere are emptied before: that is what live tables write."""
+def indexes(connection: Connection, generation: str, tables: Sequence[str] = NAMES) -> list[tuple[str, str]]:
+    """Primary keys and indexes as the migrations make them, as statements for a generation of these tables."""
     found: list[tuple[str, str]] = []
     place = {"name": GENERATION, "tables": list(tables)}
     for table, index, key, made in connection.execute(QUERIES["indexes"], place).fetchall():
@@ -126,6 +125,13 @@ def definitions(connection: Connection, generation: str, tables: Sequence[str] =
         else:
             found.append((key, f'ALTER TABLE "{generation}".{table} ADD CONSTRAINT {key} PRIMARY KEY (id)'))
     found.sort(key=lambda item: not item[1].startswith("ALTER"))
+    return found
+
+
+def definitions(connection: Connection, generation: str, tables: Sequence[str] = NAMES) -> list[tuple[str, str]]:
+    """What the migrations make beside the columns: `indexes`, and references between these tables. References that lead
+    nowhere are emptied before: that is what live tables write."""
+    found = indexes(connection, generation, tables)
     for one in references(connection, tables):
         if one.target in tables:
             both = sql.SQL("; ").join([one.emptied(generation, generation), one.made(generation)])

@@ -5,17 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from psycopg import sql
 
-from .sql import blocks
+from .generations import QUERIES, Connection
 from .store import GENERATION
 
-Connection = psycopg.Connection[Any]
-
-_QUERIES = blocks("projections", "generations.sql")
 _DEFINITION = re.compile(r"FOREIGN KEY \((\w+)\) REFERENCES (?:\w+\.)?(\w+)\((\w+)\)(.*?)(?: NOT VALID)?")
 
 
@@ -64,7 +59,7 @@ class Reference:
 
 def references(connection: Connection, tables: Collection[str], *, schema: str = GENERATION) -> list[Reference]:
     """Those of some tables, by name."""
-    rows = connection.execute(_QUERIES["keys"], {"name": schema, "tables": list(tables)}).fetchall()
+    rows = connection.execute(QUERIES["keys"], {"name": schema, "tables": list(tables)}).fetchall()
     found = []
     for table, key, definition in sorted(rows):
         parts = _DEFINITION.fullmatch(definition)
@@ -90,6 +85,6 @@ def empty(connection: Connection, found: Iterable[Reference], some: Collection[s
 
 def validate(connection: Connection, tables: Collection[str]) -> None:
     """Look at the rows of live foreign keys that were made without. Neither readers nor writers wait for it."""
-    for table, key in connection.execute(_QUERIES["not_validated"], {"tables": list(tables)}).fetchall():
+    for table, key in connection.execute(QUERIES["not_validated"], {"tables": list(tables)}).fetchall():
         statement = sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}")
         connection.execute(statement.format(sql.Identifier(GENERATION, table), sql.Identifier(key)))
