@@ -20,6 +20,20 @@ from ..unit.engine.test_ladders import saved
 from .client_kit import Child, Desk, Here, close_all, environment_of, fresh_name
 from .database import own_database, stand_at_the_logs_end
 from .kit import Role, Topics, ends_of, know_nothing, stand_at
+from .stacks import own_stack
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where a stack of this test's own lies."""
+    return tmp_path / "stack"
+
+
+@pytest.fixture
+def breakable(home: Path) -> Iterator[Addresses]:
+    """A stack of this test's own, whose parts it may kill."""
+    with own_stack(home) as at:
+        yield at
 
 
 @pytest.fixture

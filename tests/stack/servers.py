@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -85,7 +86,7 @@ def may_mount() -> bool:
     return True
 
 
-class Server:
+class Server(ABC):
     """A process that outlives nobody: it may be killed, frozen, limited and started again over its data."""
 
     #: Whom it runs as, if not ourselves.
@@ -96,13 +97,13 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen: list[psutil.Process] = []
 
+    @abstractmethod
     def command(self) -> tuple[Sequence[str], int | None]:
         """What runs it, and as whom."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self) -> bool:
         """Whether it is ready."""
-        raise NotImplementedError
 
     def begin(self) -> None:
         """Start it, if it does not run."""

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from schemas.records import Record
 from schemas.records.events import CheckpointCreated, StepCompleted, WorkflowCompleted, WorkflowErrorOccurred
 
 from .kit import Role, Topics, build, failing, wait_for
-from .stacks import own_stack
 from .starter import command
 
 Start = Callable[..., Role]
@@ -277,17 +276,6 @@ def test_verify_names_every_row_that_somebody_changed(
     code, report = verify()
     assert code == 6
     assert [(d["table"], d["key"], d["column"]) for d in report["drifts"]] == [("workflows", workflow_id, "status")]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "stack"
-
-
-@pytest.fixture
-def breakable(home: Path) -> Iterator[Addresses]:
-    with own_stack(home) as at:
-        yield at
 
 
 def test_with_postgres_away_repairs_go_on_and_the_tables_catch_up(
